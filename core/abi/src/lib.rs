@@ -1,0 +1,69 @@
+//! The boundary between zephserver and its plugins.
+//!
+//! A plugin is a dynamic library that exports one symbol, [`ROOT_SYMBOL`]: a header that leads to a
+//! table of C functions, [`RootV1`]. The server gives every library a table of its own, [`HostV1`].
+//! Nothing else crosses: no Rust trait object, no future, no allocator, no tokio, no tracing.
+//!
+//! # What may change, and how
+//! * `RootV1` and `HostV1` are frozen. They never gain, lose or change a field, since `abi_stable`
+//!   refuses a library whose table has fewer fields than its reader expects. The structs they pass by
+//!   value or reference ([`Bytes`], [`Sink`], [`Outcome`], [`Context`], [`CallOptions`], [`EventV1`])
+//!   are frozen with them.
+//! * Growth goes through `extension(id, version)`, which both tables have: it answers a further table,
+//!   or null where the other side does not know it.
+//! * New kinds of events, reports and subscriptions are new numbers; a side that does not know a
+//!   number answers [`status::UNSUPPORTED`] or ignores it, as its doc says.
+//! * This crate is at 1.x for ever: `abi_stable` compares its version, and 0.x minors refuse each other.
+//!
+//! # Who reads what
+//! `server` implements [`HostSide`] and drives plugins through [`Library`], [`Instance`] and [`Gate`].
+//! `sdk` implements [`PluginSide`] and talks through [`Host`]. Both sides are safe code: every `unsafe`
+//! of the boundary is in this crate, in reading order below.
+
+mod types;
+
+mod current;
+mod declaration;
+mod host_table;
+mod root_table;
+
+mod gate;
+mod instance;
+mod library;
+mod truth;
+
+pub mod fd;
+
+pub use current::with as with_current;
+pub use declaration::{
+    Access, Declaration, Need, Readiness, ReloadMode, RunMode, ServiceDeclaration, SettingDeclaration,
+    SettingType, TaskDeclaration, VerbDeclaration,
+};
+pub use gate::{Closed, Entry, Gate, Seat};
+pub use host_table::{Host, HostSide, HostV1, HostV1Ref, table as host_table};
+pub use instance::{Exported, Instance};
+pub use library::{Library, OpenError, key_budget};
+pub use root_table::{PluginSide, RootV1, RootV1Ref, header as root_header, table as root_table};
+pub use types::{
+    Bytes, CallMode, CallOptions, Context, Event, EventKind, EventV1, Failure, Out, Outcome, Report, Scope,
+    ServiceId, Sink, StopReason, status,
+};
+
+/// The symbol every plugin exports.
+pub const ROOT_SYMBOL: &std::ffi::CStr = c"zephserver_plugin_root_v1";
+
+#[doc(hidden)]
+pub mod private {
+    pub use abi_stable::library::LibHeader;
+}
+
+/// Exports a [`PluginSide`] as this library's root. Used by the SDK's `export!`.
+#[macro_export]
+macro_rules! export_root {
+    ($plugin:ty) => {
+        #[doc(hidden)]
+        #[allow(non_upper_case_globals, missing_docs)]
+        #[unsafe(no_mangle)]
+        pub static zephserver_plugin_root_v1: $crate::private::LibHeader = $crate::root_header::<$plugin>();
+    };
+}

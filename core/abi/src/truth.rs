@@ -1,0 +1,67 @@
+//! Reload truth: where code that just answered really came from.
+
+use std::ffi::{CStr, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// The file that an address of this process was loaded from, and where that file begins in memory.
+pub(crate) fn origin(address: *const c_void) -> Option<(PathBuf, usize)> {
+    let mut info = libc::Dl_info {
+        dli_fname: std::ptr::null(),
+        dli_fbase: std::ptr::null_mut(),
+        dli_sname: std::ptr::null(),
+        dli_saddr: std::ptr::null_mut(),
+    };
+    // SAFETY: `info` is valid for writing; dladdr accepts any address.
+    if unsafe { libc::dladdr(address, &mut info) } == 0 || info.dli_fname.is_null() {
+        return None;
+    }
+    // SAFETY: dladdr answered a C string that lives as long as the library.
+    let name = unsafe { CStr::from_ptr(info.dli_fname) };
+    let path = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes())).to_path_buf();
+    Some((path, info.dli_fbase as usize))
+}
+
+struct Search {
+    base: usize,
+    found: Option<Vec<u8>>,
+}
+
+/// The GNU build id of the library that is loaded at `base`, if it has one.
+pub(crate) fn build_id(base: usize) -> Option<Vec<u8>> {
+    let mut search = Search { base, found: None };
+    // SAFETY: the callback gets `search` back and runs only during this call.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&mut search as *mut Search).cast()) };
+    search.found
+}
+
+unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, data: *mut c_void) -> i32 {
+    // SAFETY: both pointers come from `build_id` by way of dl_iterate_phdr.
+    let (info, search) = unsafe { (&*info, &mut *data.cast::<Search>()) };
+    if info.dlpi_addr as usize != search.base {
+        return 0;
+    }
+    // SAFETY: the loader describes its own table.
+    let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum as usize) };
+    for header in headers.iter().filter(|header| header.p_type == libc::PT_NOTE) {
+        let start = (info.dlpi_addr as usize + header.p_vaddr as usize) as *const u8;
+        // SAFETY: a loaded note segment is mapped for its whole size.
+        let notes = unsafe { std::slice::from_raw_parts(start, header.p_memsz as usize) };
+        search.found = search.found.take().or_else(|| gnu_build_id(notes));
+    }
+    1
+}
+
+/// Notes: name size, description size, type; then name and description, each padded to four bytes.
+fn gnu_build_id(mut notes: &[u8]) -> Option<Vec<u8>> {
+    const NT_GNU_BUILD_ID: u32 = 3;
+    let word = |notes: &[u8], at: usize| Some(u32::from_ne_bytes(notes.get(at..at + 4)?.try_into().ok()?));
+    loop {
+        let (name_size, size, kind) = (word(notes, 0)? as usize, word(notes, 4)? as usize, word(notes, 8)?);
+        let description = 12 + name_size.next_multiple_of(4);
+        if kind == NT_GNU_BUILD_ID && notes.get(12..12 + name_size)? == b"GNU\0" {
+            return Some(notes.get(description..description + size)?.to_vec());
+        }
+        notes = notes.get(description + size.next_multiple_of(4)..)?;
+    }
+}

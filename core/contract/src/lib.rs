@@ -1,0 +1,17 @@
+//! What services say to one another. Plain data; nothing here knows a socket, a thread or the ABI.
+//!
+//! Reading order: [`code`] and [`event`] are shared by everybody, the server included; the others
+//! follow a message on its way: [`peer`], [`session`], [`request`], [`room`]. Methods that are called
+//! once for each message have a fixed header ([`wire`]), the others are JSON. A method's name ends with
+//! the version of its payload.
+
+pub mod code;
+pub mod event;
+
+pub mod peer;
+pub mod request;
+pub mod room;
+pub mod session;
+pub mod wire;
+
+pub use code::{Code, Error};

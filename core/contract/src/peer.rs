@@ -1,0 +1,56 @@
+//! Peers: live connections at an edge. And the calls that an edge answers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::code::Error;
+use crate::wire::{Reader, Writer};
+
+/// Number of a peer, unique on its node for as long as the server runs. `cid` in requests.
+pub type Cid = u64;
+
+/// What an edge knows of a peer: the facts of its connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its number.
+    pub cid: Cid,
+    /// Where it comes from: `IP:port`.
+    pub address: String,
+    /// The path that it asked for.
+    #[serde(default)]
+    pub path: String,
+    /// The headers of its upgrade, names in lower case, in the order they came.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+}
+
+/// Edge method: [`Delivery`] → the number of peers that it reached, as u64.
+pub const SEND: &str = "edge.send/1";
+
+/// One encoded frame for some peers of an edge.
+pub struct Delivery<'a> {
+    /// The frame's payload: UTF-8 text.
+    pub frame: &'a [u8],
+    /// For whom: cids as eight little-endian bytes each.
+    cids: &'a [u8],
+}
+
+impl<'a> Delivery<'a> {
+    /// Encodes a delivery.
+    pub fn encode(buffer: &mut Vec<u8>, frame: &[u8], cids: impl ExactSizeIterator<Item = Cid>) {
+        buffer.reserve(frame.len() + 8 * cids.len() + 4);
+        Writer(buffer).bytes(frame);
+        cids.for_each(|cid| buffer.extend_from_slice(&cid.to_le_bytes()));
+    }
+
+    /// Reads a delivery.
+    pub fn decode(payload: &'a [u8]) -> Result<Self, Error> {
+        let mut reader = Reader(payload);
+        let frame = reader.bytes()?;
+        Ok(Self { frame, cids: reader.0 })
+    }
+
+    /// For whom it is.
+    pub fn cids(&self) -> impl ExactSizeIterator<Item = Cid> + '_ {
+        self.cids.as_chunks::<8>().0.iter().map(|cid| Cid::from_le_bytes(*cid))
+    }
+}

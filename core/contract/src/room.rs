@@ -1,0 +1,122 @@
+//! Where peers are: the calls that a room service answers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::code::Error;
+use crate::peer::Cid;
+use crate::session::User;
+use crate::wire::{Reader, Writer};
+
+/// Room method: [`Join`] as JSON → nothing. A peer that is in another room leaves that first.
+pub const JOIN: &str = "room.join/1";
+/// Room method: [`Leave`] as JSON → nothing.
+pub const LEAVE: &str = "room.leave/1";
+/// Room method: [`Push`] → the number of local peers that it reached, as u64.
+pub const SEND: &str = "room.send/1";
+
+/// A peer comes into a room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    /// The peer.
+    pub cid: Cid,
+    /// Path of the edge service that has it.
+    pub edge: String,
+    /// The room's name.
+    pub room: String,
+    /// Who it is; None: anonymous.
+    pub user: Option<User>,
+    /// True when the edge only repeats what the room service forgot: others are told nothing.
+    #[serde(default)]
+    pub again: bool,
+}
+
+/// A peer is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leave {
+    /// The peer.
+    pub cid: Cid,
+}
+
+/// To whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address<'a> {
+    /// Every peer of a room.
+    Room(&'a str),
+    /// Every peer of these users, by user id.
+    Users(Vec<&'a str>),
+    /// Every peer.
+    All,
+    /// One peer.
+    Cid(Cid),
+}
+
+/// A frame for an address: `{"task": task, "data": data}`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Push<'a> {
+    /// To whom.
+    pub address: Address<'a>,
+    /// The task's name, as its receivers subscribe to it.
+    pub task: &'a str,
+    /// JSON.
+    pub data: &'a [u8],
+}
+
+impl<'a> Push<'a> {
+    /// Appends the encoded push.
+    pub fn encode(&self, buffer: &mut Vec<u8>) {
+        let mut writer = Writer(buffer);
+        writer.bytes(self.task.as_bytes()).bytes(self.data);
+        match &self.address {
+            Address::Room(room) => writer.u32(1).bytes(room.as_bytes()),
+            Address::Users(users) => {
+                writer.u32(2);
+                users.iter().for_each(|user| {
+                    writer.bytes(user.as_bytes());
+                });
+                &mut writer
+            }
+            Address::All => writer.u32(3),
+            Address::Cid(cid) => writer.u32(4).u64(*cid),
+        };
+    }
+
+    /// Reads a push.
+    pub fn decode(payload: &'a [u8]) -> Result<Self, Error> {
+        let mut reader = Reader(payload);
+        let (task, data) = (reader.text()?, reader.bytes()?);
+        let address = match reader.u32()? {
+            1 => Address::Room(reader.text()?),
+            2 => {
+                let mut users = Vec::new();
+                while !reader.is_empty() {
+                    users.push(reader.text()?);
+                }
+                Address::Users(users)
+            }
+            3 => Address::All,
+            4 => Address::Cid(reader.u64()?),
+            other => return Err(Error::invalid(format!("no kind of address has the number {other}"))),
+        };
+        Ok(Self { address, task, data })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_push_comes_out_as_it_went_in() {
+        for address in
+            [Address::Room("a b"), Address::Users(vec!["1", "zwei"]), Address::All, Address::Cid(7)]
+        {
+            let push = Push { address, task: "chat.say", data: b"{\"x\":1}" };
+            let mut bytes = Vec::new();
+            push.encode(&mut bytes);
+            assert_eq!(Push::decode(&bytes).unwrap(), push);
+            for cut in 0..bytes.len().min(20) {
+                assert!(Push::decode(&bytes[..cut]).is_err(), "cut at {cut}");
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The operator's command: asks a running server, or checks settings.
+
+mod show;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::Value;
+use zephserver::client::{ClientError, ask};
+use zephserver::{Error, Settings, exit};
+
+/// Ask a running server, or check settings.
+///
+/// VERB is `check`, or one of the running server's own: status, services, plugins, start, disable,
+/// restart, reload, call, version, stop, and what its plugins declare; `zephserver help` lists them all.
+#[derive(Parser)]
+#[command(version, disable_help_subcommand = true)]
+struct Arguments {
+    /// The settings file; it names the control socket
+    #[arg(long, value_name = "FILE", default_value = "settings.toml", global = true)]
+    settings: PathBuf,
+    /// Print the answer as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// What to do
+    verb: String,
+    /// The verb's own words
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::parse();
+    take_options(&mut arguments);
+    let code = match arguments.verb.as_str() {
+        "check" => check(&arguments),
+        _ => command(&arguments),
+    };
+    code.into()
+}
+
+/// `--json` and `--settings FILE` also count after the verb.
+fn take_options(arguments: &mut Arguments) {
+    if let Some(at) = arguments.words.iter().position(|word| word == "--json") {
+        arguments.words.remove(at);
+        arguments.json = true;
+    }
+    if let Some(at) = arguments.words.iter().position(|word| word == "--settings")
+        && at + 1 < arguments.words.len()
+    {
+        arguments.settings = arguments.words.remove(at + 1).into();
+        arguments.words.remove(at);
+    }
+}
+
+fn check(arguments: &Arguments) -> u8 {
+    let checked = Settings::read(&arguments.settings).map_err(Error::from).and_then(zephserver::check);
+    match checked {
+        Ok(remarks) => {
+            remarks.iter().for_each(|remark| println!("{}: {remark}", arguments.settings.display()));
+            println!("{}: in order", arguments.settings.display());
+            exit::OK
+        }
+        Err(error) => {
+            eprintln!("zephserver: {error}");
+            error.exit_code()
+        }
+    }
+}
+
+fn command(arguments: &Arguments) -> u8 {
+    let settings = match Settings::read(&arguments.settings) {
+        Ok(settings) => settings,
+        Err(faults) => {
+            eprintln!("zephserver: {faults}");
+            return exit::USAGE;
+        }
+    };
+    let line = std::iter::once(&arguments.verb).chain(&arguments.words).map(String::as_str);
+    let line = line.collect::<Vec<_>>().join(" ");
+    if line.contains('\n') {
+        eprintln!("zephserver: a command is one line; write JSON without line breaks");
+        return exit::USAGE;
+    }
+    match ask(&settings.control_socket, &line) {
+        Ok(answer) => say(arguments, &answer),
+        Err(error) => {
+            eprintln!("zephserver: {error}");
+            match error {
+                ClientError::NoAnswer { .. } => exit::FAILED,
+                _ => exit::UNREACHABLE,
+            }
+        }
+    }
+}
+
+fn say(arguments: &Arguments, answer: &Value) -> u8 {
+    let error = answer.get("error").filter(|error| error.get("code").is_some());
+    if arguments.json {
+        show::line(&answer.to_string());
+    } else if error.is_none() {
+        show::answer(&arguments.verb, answer);
+    }
+    let Some(error) = error else { return exit::OK };
+    if !arguments.json {
+        eprintln!("zephserver: {}", error["text"].as_str().unwrap_or("unknown error"));
+    }
+    match error["code"].as_str() {
+        Some("not_found") => exit::NOT_FOUND,
+        Some("invalid" | "unsupported") => exit::USAGE,
+        Some("timeout") => exit::TIMEOUT,
+        _ => exit::FAILED,
+    }
+}

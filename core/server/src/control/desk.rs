@@ -1,0 +1,174 @@
+//! What each verb does. Used by the control socket and by services that ask for `control`.
+
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+use serde_json::{Value, json};
+use zeph_abi::{CallMode, CallOptions, Out, ServiceId, status};
+use zeph_contract::{Code, Error};
+
+use crate::bus::Bus;
+use crate::manager::{Command, Message, Ticket, unknown_verb};
+use crate::phase::{Phase, Phases};
+use crate::reload::{Job, Origin};
+
+/// The server's own verbs, with what each is for.
+const VERBS: &[(&str, &str)] = &[
+    ("status", "how everything stands"),
+    ("services", "[NAME] the services and where each stands"),
+    ("plugins", "what is loaded, and what lies in PLUGIN_PATH"),
+    ("start", "NAME make it, if need be, and start it"),
+    ("disable", "NAME stop it; no call brings it back"),
+    ("restart", "NAME stop and start it"),
+    ("reload", "NAME load its library anew and hand over"),
+    ("call", "NAME METHOD [JSON] call a service"),
+    ("version", "which server this is"),
+    ("help", "all verbs"),
+    ("stop", "stop the server; answered when it has stopped"),
+];
+
+/// Answers commands.
+#[derive(Clone)]
+pub struct Desk {
+    pub bus: Arc<Bus>,
+    pub manager: Sender<Message>,
+    pub jobs: Sender<Job>,
+    pub phases: Phases,
+}
+
+impl Desk {
+    /// Has the server stop.
+    pub fn request_stop(&self) {
+        self.phases.advance(Phase::Stopping);
+    }
+
+    /// Does what a line says. Blocks until it is done.
+    pub fn answer(&self, line: &str) -> Result<Value, Error> {
+        let (verb, rest) = split(line);
+        match verb {
+            "stop" => {
+                self.request_stop();
+                Ok(json!({"state": Phase::Stopping.name()}))
+            }
+            "status" => self.ask(Command::Status),
+            "services" => self.ask(Command::Services((!rest.is_empty()).then(|| rest.into()))),
+            "plugins" => self.ask(Command::Plugins),
+            "start" => self.ask(Command::Start(name(verb, rest)?)),
+            "disable" => self.ask(Command::Disable(name(verb, rest)?)),
+            "restart" => self.ask(Command::Restart(name(verb, rest)?)),
+            "reload" => self.reload(&name(verb, rest)?),
+            "call" => self.call(rest),
+            "version" => Ok(json!({"zephserver": env!("CARGO_PKG_VERSION")})),
+            "help" => self.help(),
+            _ => self.plugin_verb(verb, rest),
+        }
+    }
+
+    fn ask(&self, command: Command) -> Result<Value, Error> {
+        let (ticket, answer) = Ticket::new();
+        let gone = || Error::unavailable("the server is stopping");
+        self.manager.send(Message::Command(command, ticket)).map_err(|_| gone())?;
+        answer.recv().unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// NAME is a library's name, or the path of one of its services.
+    fn reload(&self, name: &str) -> Result<Value, Error> {
+        // So that an unknown name gets the same answer, with the nearest known one, as everywhere.
+        self.ask(Command::Services(Some(name.into())))?;
+        let library = name.split('/').next().unwrap_or(name).into();
+        let (ticket, answer) = Ticket::new();
+        let job = Job::Reload { library, origin: Origin::Asked, ticket };
+        self.jobs.try_send(job).map_err(|_| Error::busy("too many reloads wait already"))?;
+        answer.recv().unwrap_or_else(|_| Err(Error::unavailable("the server is stopping")))
+    }
+
+    fn call(&self, rest: &str) -> Result<Value, Error> {
+        let (name, rest) = split(rest);
+        let (method, payload) = split(rest);
+        if method.is_empty() {
+            return Err(Error::invalid("usage: call NAME METHOD [JSON]"));
+        }
+        if !payload.is_empty() {
+            serde_json::from_str::<serde::de::IgnoredAny>(payload)
+                .map_err(|error| Error::invalid(format!("the payload is no JSON: {error}")))?;
+        }
+        // A library's name means its service, where it has just one.
+        let services = self.ask(Command::Services(Some(name.into())))?;
+        let paths: Vec<&str> = services
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|service| service["name"].as_str())
+            .collect();
+        match paths.as_slice() {
+            [path] => self.call_service(path, method, payload.as_bytes()),
+            _ => Err(Error::invalid(format!("`{name}` has several services: {}", paths.join(", ")))),
+        }
+    }
+
+    /// Calls on the pool: whatever the callee does, the operator gets an answer.
+    fn call_service(&self, path: &str, method: &str, payload: &[u8]) -> Result<Value, Error> {
+        let handle = u64::from(self.bus.registry.resolve(path)?.number);
+        let mut reply = Vec::new();
+        let options = CallOptions::new(CallMode::PoolWait);
+        let mut out = Out::to(&mut reply);
+        let outcome =
+            self.bus.call(ServiceId::SERVER, handle, None, method.as_bytes(), payload, &options, &mut out);
+        if outcome.status != status::DONE {
+            return Err(Error::new(Code::from_number(outcome.status), String::from_utf8_lossy(&reply)));
+        }
+        if reply.is_empty() {
+            return Ok(Value::Null);
+        }
+        Ok(serde_json::from_slice(&reply)
+            .unwrap_or_else(|_| json!({"bytes": reply.len(), "text": String::from_utf8_lossy(&reply)})))
+    }
+
+    /// Path, method and doc of every verb that a living service declares.
+    fn plugin_verbs(&self) -> Result<Vec<(String, String, String, String)>, Error> {
+        let services = self.ask(Command::Services(None))?;
+        let mut verbs = Vec::new();
+        for service in services.as_array().into_iter().flatten() {
+            for verb in service["verbs"].as_array().into_iter().flatten() {
+                let text = |key: &str| verb[key].as_str().unwrap_or_default().to_string();
+                let path = service["name"].as_str().unwrap_or_default().to_string();
+                verbs.push((text("name"), path, text("method"), text("doc")));
+            }
+        }
+        Ok(verbs)
+    }
+
+    fn plugin_verb(&self, verb: &str, rest: &str) -> Result<Value, Error> {
+        let verbs = self.plugin_verbs()?;
+        let Some((_, path, method, _)) = verbs.iter().find(|(name, ..)| name == verb) else {
+            let known =
+                VERBS.iter().map(|(name, _)| *name).chain(verbs.iter().map(|(name, ..)| name.as_str()));
+            return Err(unknown_verb(verb, &known.collect::<Vec<_>>()));
+        };
+        let words: Vec<&str> = rest.split_whitespace().collect();
+        self.call_service(path, method, &serde_json::to_vec(&words)?)
+    }
+
+    fn help(&self) -> Result<Value, Error> {
+        let own = VERBS.iter().map(|(name, doc)| json!({"verb": name, "doc": doc, "of": "zephserver"}));
+        let plugins = self.plugin_verbs()?;
+        let declared =
+            plugins.iter().map(|(name, path, _, doc)| json!({"verb": name, "doc": doc, "of": path}));
+        Ok(own.chain(declared).collect())
+    }
+}
+
+/// The first word, and the rest.
+fn split(line: &str) -> (&str, &str) {
+    let line = line.trim();
+    line.split_once(char::is_whitespace).map_or((line, ""), |(word, rest)| (word, rest.trim_start()))
+}
+
+fn name(verb: &str, rest: &str) -> Result<String, Error> {
+    match rest.split_whitespace().collect::<Vec<_>>().as_slice() {
+        [name] => Ok((*name).into()),
+        _ => Err(Error::invalid(format!(
+            "usage: {verb} NAME, where NAME is a service's path or its library's name"
+        ))),
+    }
+}

@@ -1,0 +1,58 @@
+//! A plugin-based service manager with hot reload.
+//!
+//! The server takes a lock, opens the libraries of SERVICE_LIST, starts their services, brings the
+//! dead back to life, answers on a Unix socket, and carries events to other nodes. It knows no plugin
+//! by name, no socket of a client, and no room.
+//!
+//! ```no_run
+//! let settings = zephserver::Settings::read(std::path::Path::new("settings.toml"))?;
+//! let server = zephserver::start_server(settings)?;
+//! println!("ready");
+//! let ended = server.command_stop();
+//! # Ok::<(), zephserver::Error>(())
+//! ```
+//!
+//! Reading order: `server` is the life of the whole; [`settings`] and `inventory` say what is to
+//! live; `manager` owns what lives and asks `supervisor` what to do; `loader` and `reload` bring
+//! in code; `bus` carries calls and events, with `registry`, `pending`, `pool`, `clock`, `mailbox`,
+//! `subscriptions` and `frames` as its parts; `host` is the plugins' way in, `control` the operator's.
+
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod phase;
+mod server;
+pub mod settings;
+
+mod inventory;
+mod lock;
+mod logging;
+
+mod manager;
+mod supervisor;
+
+mod loader;
+mod reload;
+mod watch;
+
+mod bus;
+mod clock;
+mod frames;
+mod mailbox;
+mod pending;
+mod pool;
+mod registry;
+mod subscriptions;
+
+mod cluster;
+mod control;
+mod host;
+mod listener;
+
+pub mod client;
+
+pub use error::{Error, exit};
+pub use logging::reopen as reopen_log;
+pub use phase::Phase;
+pub use server::{Ended, Server, check, start_server};
+pub use settings::Settings;

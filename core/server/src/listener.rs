@@ -1,0 +1,63 @@
+//! Listening sockets: kept by the server, lent to edges. An edge that is replaced or crashes leaves
+//! its socket open, so that no connection attempt is refused meanwhile.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, IntoRawFd, RawFd};
+use std::sync::{Mutex, PoisonError};
+
+use zeph_contract::Error;
+
+/// All listening sockets of a server.
+#[derive(Default)]
+pub struct Listeners {
+    /// By the address as it was asked for; who asked first.
+    sockets: Mutex<HashMap<String, (String, TcpListener)>>,
+}
+
+impl Listeners {
+    /// Lends the socket of an address, `tcp:IP:PORT`; opens it at first. The answer is the borrower's.
+    /// Port 0 is a free port, and the same one for the same borrower.
+    pub fn lend(&self, borrower: &str, address: &str) -> Result<RawFd, Error> {
+        let wanted = address.strip_prefix("tcp:").and_then(|address| address.parse::<SocketAddr>().ok());
+        let wanted = wanted.ok_or_else(|| {
+            Error::invalid(format!(
+                "`{address}` is no address to listen on; it is written tcp:127.0.0.1:8080"
+            ))
+        })?;
+        let key = if wanted.port() == 0 { format!("{address} {borrower}") } else { address.into() };
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((owner, socket)) = sockets.get(&key) {
+            if owner != borrower {
+                return Err(Error::refused(format!("{owner} listens on {wanted} already")));
+            }
+            return duplicate(socket);
+        }
+        let socket = TcpListener::bind(wanted).map_err(|error| {
+            Error::unavailable(format!(
+                "cannot listen on {wanted}: {error}; `ss -ltnp 'sport = :{}'` shows who does",
+                wanted.port()
+            ))
+        })?;
+        let fd = duplicate(&socket)?;
+        sockets.insert(key, (borrower.into(), socket));
+        Ok(fd)
+    }
+
+    /// The addresses that are listened on, with whoever asked for them.
+    pub fn addresses(&self) -> Vec<(String, SocketAddr)> {
+        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let address =
+            |(owner, socket): &(String, TcpListener)| Some((owner.clone(), socket.local_addr().ok()?));
+        sockets.values().filter_map(address).collect()
+    }
+
+    /// Closes all of them.
+    pub fn close(&self) {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+fn duplicate(socket: &TcpListener) -> Result<RawFd, Error> {
+    Ok(socket.as_fd().try_clone_to_owned()?.into_raw_fd())
+}

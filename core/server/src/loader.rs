@@ -1,0 +1,313 @@
+//! From a file in PLUGIN_PATH to a loaded copy.
+//!
+//! The drop-in file itself is never opened by the dynamic loader: whoever writes over it while it is
+//! mapped would crash the server. It is checked, copied to a private folder under a name that this
+//! process never used before, and the copy is opened.
+
+use std::fs::{self, DirBuilder, Metadata};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
+use object::{Endianness, Object, elf};
+use sha2::{Digest, Sha256};
+use zeph_abi::{Declaration, Host, Library, ServiceId, key_budget};
+
+/// Copies of each plugin that are kept for rollback.
+const KEPT: usize = 3;
+/// A file that is still being written is looked at again so many times.
+const TRIES: u32 = 20;
+/// Pause between two looks.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Opens libraries for one server.
+pub struct Loader {
+    folder: PathBuf,
+    host: Host,
+    serials: AtomicU32,
+}
+
+/// A copy that is loaded.
+pub struct Loaded {
+    /// The library's name.
+    pub name: String,
+    /// Where it was dropped in.
+    pub file: PathBuf,
+    /// SHA-256 of its content, in hex.
+    pub hash: String,
+    /// Which load of this plugin it is.
+    pub generation: u32,
+    /// What it says of itself.
+    pub declaration: Declaration,
+    /// The code.
+    pub library: Arc<Library>,
+    /// When it was loaded.
+    pub at: SystemTime,
+}
+
+/// A file that is not loaded, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {reason}", file.display())]
+pub struct Refusal {
+    /// The file.
+    pub file: PathBuf,
+    /// Its content's hash, where it could be read.
+    pub hash: Option<String>,
+    /// Why, and what to do.
+    pub reason: String,
+}
+
+/// A file that was read whole and is in order as far as can be seen without running it.
+pub struct Checked {
+    file: PathBuf,
+    bytes: Vec<u8>,
+    /// SHA-256 in hex.
+    pub hash: String,
+}
+
+impl Checked {
+    fn refusal(&self, reason: impl Into<String>) -> Refusal {
+        Refusal { file: self.file.clone(), hash: Some(self.hash.clone()), reason: reason.into() }
+    }
+}
+
+/// Reads a plugin's file and checks who could have written it, and whether it is complete.
+pub fn check(file: &Path) -> Result<Checked, Refusal> {
+    let refuse = |reason: String| Refusal { file: file.to_path_buf(), hash: None, reason };
+    let mut tries = 0;
+    loop {
+        let before = owned_by_us(file).map_err(&refuse)?;
+        let bytes = fs::read(file).map_err(|error| refuse(format!("cannot be read: {error}")))?;
+        let after = owned_by_us(file).map_err(&refuse)?;
+        let is_stable = same_version(&before, &after) && bytes.len() as u64 == after.len();
+        let complete = is_complete(&bytes);
+        tries += 1;
+        match complete {
+            Ok(()) if is_stable => {
+                let hash = hex(&Sha256::digest(&bytes));
+                return Ok(Checked { file: file.to_path_buf(), bytes, hash });
+            }
+            // Perhaps somebody is just writing it: look again before saying so.
+            _ if tries < TRIES && written_lately(&after) => std::thread::sleep(PAUSE),
+            Ok(()) => {
+                return Err(refuse("it changes all the time; copy it aside and rename it into place".into()));
+            }
+            Err(reason) => {
+                let hash = Some(hex(&Sha256::digest(&bytes)));
+                return Err(Refusal { file: file.to_path_buf(), hash, reason });
+            }
+        }
+    }
+}
+
+fn written_lately(metadata: &Metadata) -> bool {
+    let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+    SystemTime::now().duration_since(modified).is_ok_and(|age| age < Duration::from_secs(2))
+}
+
+fn same_version(a: &Metadata, b: &Metadata) -> bool {
+    (a.ino(), a.len(), a.mtime(), a.mtime_nsec()) == (b.ino(), b.len(), b.mtime(), b.mtime_nsec())
+}
+
+/// Nobody but us or root can have written the file, or put another in its place.
+fn owned_by_us(file: &Path) -> Result<Metadata, String> {
+    let metadata = fs::symlink_metadata(file).map_err(|error| format!("cannot be read: {error}"))?;
+    if metadata.is_symlink() {
+        return Err("it is a symbolic link; copy the library itself here".into());
+    }
+    if !metadata.is_file() {
+        return Err("it is no file".into());
+    }
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    let of_folder = fs::metadata(folder).map_err(|error| format!("its folder cannot be read: {error}"))?;
+    let me = fs::metadata("/proc/self").map(|own| own.uid()).map_err(|error| format!("/proc: {error}"))?;
+    for (what, path, metadata) in [("it", file, &metadata), ("its folder", folder, &of_folder)] {
+        let path = path.display();
+        if metadata.uid() != me && metadata.uid() != 0 {
+            let owner = metadata.uid();
+            return Err(format!(
+                "{what} belongs to uid {owner}, not to us (uid {me}) or root: chown {me} {path}"
+            ));
+        }
+        if metadata.mode() & 0o002 != 0 {
+            return Err(format!("{what} can be written by others: chmod o-w {path}"));
+        }
+    }
+    Ok(metadata)
+}
+
+/// The bytes are a whole dynamic library for this machine.
+fn is_complete(bytes: &[u8]) -> Result<(), String> {
+    let cut =
+        |what: &str| format!("it is not complete: {what} lies beyond its end, at {} bytes", bytes.len());
+    if !bytes.starts_with(&elf::ELFMAG) {
+        return Err("it is no ELF library".into());
+    }
+    let header = elf::FileHeader64::<Endianness>::parse(bytes)
+        .map_err(|_| "it is no ELF library for a 64-bit machine, or not complete".to_string())?;
+    let endian = header.endian().map_err(|_| "it is no ELF library for this machine".to_string())?;
+    let machine = if cfg!(target_arch = "aarch64") { elf::EM_AARCH64 } else { elf::EM_X86_64 };
+    if header.e_type(endian) != elf::ET_DYN || header.e_machine(endian) != machine {
+        return Err("it is an ELF file, but no dynamic library for this machine".into());
+    }
+    let sections = u64::from(header.e_shnum(endian)) * u64::from(header.e_shentsize(endian));
+    if header.e_shoff(endian).saturating_add(sections) > bytes.len() as u64 {
+        return Err(cut("its section table"));
+    }
+    let segments = header.program_headers(endian, bytes).map_err(|_| cut("its segment table"))?;
+    for segment in segments {
+        if segment.p_offset(endian).saturating_add(segment.p_filesz(endian)) > bytes.len() as u64 {
+            return Err(cut("one of its segments"));
+        }
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The first letters of a hash, for people.
+pub fn short(hash: &str) -> &str {
+    hash.get(..12).unwrap_or(hash)
+}
+
+impl Loader {
+    /// A loader that keeps its copies below `state_path`.
+    pub fn new(state_path: &Path, host: Host) -> io::Result<Self> {
+        let folder = state_path.join("copies");
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        Ok(Self { folder, host, serials: AtomicU32::new(1) })
+    }
+
+    /// Loads a checked file as the given generation of its plugin.
+    pub fn load(&self, name: &str, checked: &Checked, generation: u32) -> Result<Loaded, Refusal> {
+        let copy = self.copy(name, checked, generation).map_err(|error| {
+            checked.refusal(format!("cannot be copied to {}: {error}", self.folder.display()))
+        })?;
+        let library = Library::open(&copy).map_err(|error| checked.refusal(error.to_string()))?;
+        if let Some(expected) = ElfFile64::<Endianness>::parse(&*checked.bytes)
+            .ok()
+            .and_then(|file| file.build_id().ok().flatten().map(<[u8]>::to_vec))
+            && library.build_id() != Some(&expected)
+        {
+            return Err(checked.refusal("old code answers for the new file: their build ids differ"));
+        }
+        let (loaded, warning, limit) = key_budget();
+        if loaded == warning {
+            tracing::warn!(
+                "{loaded} plugin copies are loaded; at {limit} the next is refused: plan a restart"
+            );
+        }
+        let id = ServiceId::library(self.serials.fetch_add(1, Ordering::Relaxed));
+        library.setup(self.host, id).map_err(|failure| checked.refusal(format!("setup: {failure}")))?;
+        let declaration = self.declaration(name, &library, checked)?;
+        self.prune(name);
+        Ok(Loaded {
+            name: name.into(),
+            file: checked.file.clone(),
+            hash: checked.hash.clone(),
+            generation,
+            declaration,
+            library: Arc::new(library),
+            at: SystemTime::now(),
+        })
+    }
+
+    fn declaration(&self, name: &str, library: &Library, checked: &Checked) -> Result<Declaration, Refusal> {
+        let info = library.info().map_err(|failure| checked.refusal(format!("info: {failure}")))?;
+        let declaration: Declaration = serde_json::from_slice(&info).map_err(|error| {
+            checked.refusal(format!(
+                "its declaration cannot be read ({error}): build it again with this server's SDK"
+            ))
+        })?;
+        if declaration.plugin != name {
+            let other = &declaration.plugin;
+            return Err(checked.refusal(format!(
+                "it is the plugin `{other}`, under another's name: name the file lib{other}.so"
+            )));
+        }
+        Ok(declaration)
+    }
+
+    fn copy(&self, name: &str, checked: &Checked, generation: u32) -> io::Result<PathBuf> {
+        // Unique in this process also when a server is started in it a second time.
+        static COPIES: AtomicU32 = AtomicU32::new(1);
+        let (hash, pid) = (short(&checked.hash), std::process::id());
+        let number = COPIES.fetch_add(1, Ordering::Relaxed);
+        let folder = self.folder.join(name);
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        let path = folder.canonicalize()?.join(format!("{generation:04}-{hash}-{pid}-{number}.so"));
+        // The name may be left from a process of the same pid: that one is gone.
+        let _ = fs::remove_file(&path);
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o500).open(&path)?;
+        file.write_all(&checked.bytes)?;
+        Ok(path)
+    }
+
+    /// Removes the copies of this process, and the folders that are empty then: after a start that came
+    /// to nothing.
+    pub fn clean_up(&self, state_path: &Path) {
+        let mark = format!("-{}-", std::process::id());
+        for folder in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            for copy in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
+                if copy.file_name().to_string_lossy().contains(&mark) {
+                    let _ = fs::remove_file(copy.path());
+                }
+            }
+            let _ = fs::remove_dir(folder.path());
+        }
+        let _ = fs::remove_dir(&self.folder);
+        let _ = fs::remove_dir(state_path);
+    }
+
+    /// Removes all but the youngest copies. Those that are mapped stay alive without a name.
+    fn prune(&self, name: &str) {
+        let entries = fs::read_dir(self.folder.join(name)).into_iter().flatten().flatten();
+        let mut copies: Vec<(SystemTime, PathBuf)> = entries
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+            .collect();
+        copies.sort();
+        let surplus = copies.len().saturating_sub(KEPT);
+        for (_, path) in copies.into_iter().take(surplus) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(name: &str, bytes: &[u8], mode: u32) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(name);
+        let mut writer = fs::OpenOptions::new().write(true).create(true).truncate(true).open(&file).unwrap();
+        writer.write_all(bytes).unwrap();
+        writer.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        check(&file).err().map(|refusal| refusal.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn what_is_no_whole_library_is_refused() {
+        let own = fs::read("/proc/self/exe").unwrap();
+        assert_eq!(refused("liba.so", &own, 0o755), "", "a position-independent program is a library, too");
+        assert!(refused("liba.so", b"hello", 0o755).contains("no ELF library"));
+        assert!(refused("liba.so", &own[..40], 0o755).contains("not complete"));
+        assert!(refused("liba.so", &own[..own.len() / 2], 0o755).contains("not complete"));
+        assert!(refused("liba.so", &own, 0o757).contains("chmod o-w"));
+    }
+
+    #[test]
+    fn a_link_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("libl.so");
+        std::os::unix::fs::symlink("/proc/self/exe", &link).unwrap();
+        assert!(check(&link).err().unwrap().to_string().contains("symbolic link"));
+    }
+}

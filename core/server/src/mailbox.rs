@@ -1,0 +1,101 @@
+//! Events that wait for one service, in order. What comes from timers, publishers and other nodes goes
+//! through here, so that nobody who tells an event is held up by whoever hears it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use zeph_abi::{Event, EventKind};
+
+/// How many events wait for one service at most; what comes beyond is dropped and counted.
+const CAPACITY: usize = 65_536;
+
+/// An event that owns what it says.
+#[derive(Clone, Debug)]
+pub struct OwnedEvent {
+    pub kind: EventKind,
+    pub status: i32,
+    pub token: u64,
+    pub number: u64,
+    pub name: Arc<str>,
+    pub payload: Arc<[u8]>,
+}
+
+impl OwnedEvent {
+    pub fn new(event: &Event<'_>) -> Self {
+        Self {
+            kind: event.kind,
+            status: event.status,
+            token: event.token,
+            number: event.number,
+            name: event.name.into(),
+            payload: event.payload.into(),
+        }
+    }
+
+    pub fn lend(&self) -> Event<'_> {
+        Event {
+            kind: self.kind,
+            status: self.status,
+            token: self.token,
+            number: self.number,
+            name: &self.name,
+            payload: &self.payload,
+        }
+    }
+}
+
+/// The events that wait for one service.
+#[derive(Default)]
+pub struct Mailbox {
+    queue: Mutex<Queue>,
+    dropped: AtomicU64,
+}
+
+#[derive(Default)]
+struct Queue {
+    events: VecDeque<OwnedEvent>,
+    /// Somebody delivers, and will look again before going.
+    attended: bool,
+}
+
+impl Mailbox {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True when nothing waits and nobody delivers: an event may go straight in.
+    pub fn is_idle(&self) -> bool {
+        !self.queue().attended
+    }
+
+    /// Adds an event. True: the caller must see to it that somebody delivers.
+    pub fn push(&self, event: OwnedEvent) -> bool {
+        let mut queue = self.queue();
+        if queue.events.len() >= CAPACITY {
+            drop(queue);
+            self.drop_one();
+            return false;
+        }
+        queue.events.push_back(event);
+        !std::mem::replace(&mut queue.attended, true)
+    }
+
+    /// The next event; None ends the delivery.
+    pub fn pop(&self) -> Option<OwnedEvent> {
+        let mut queue = self.queue();
+        let event = queue.events.pop_front();
+        queue.attended = event.is_some();
+        event
+    }
+
+    /// Counts an event that nobody could take.
+    pub fn drop_one(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Events that were lost.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,240 @@
+//! The manager's own record of one service.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use crossbeam_channel::Sender;
+use serde_json::{Value, json};
+use zeph_abi::{Instance, Seat, ServiceId, StopReason};
+use zeph_contract::Error;
+
+use super::command::Ticket;
+use super::life::{Birth, Order};
+use crate::loader::{Loaded, short};
+use crate::registry::Down;
+use crate::settings::{ServicePath, ServiceSettings};
+use crate::supervisor::{Event, State, Supervisor};
+
+/// One service.
+pub struct Container {
+    pub slot: u32,
+    pub path: ServicePath,
+    pub settings: ServiceSettings,
+    pub supervisor: Supervisor,
+    pub life: Option<Life>,
+    /// When the supervisor wants to be asked again.
+    pub wake: Option<Instant>,
+    /// A reload holds it: what happens meanwhile waits in `postponed`.
+    pub reloading: bool,
+    pub postponed: Vec<Event>,
+    pub restarts: u64,
+    pub failure: Option<String>,
+    pub failure_count: u64,
+    pub since: SystemTime,
+    pub metrics: Value,
+    pub checkpoint: Option<Vec<u8>>,
+    /// Who waits until it runs.
+    pub start_tickets: Vec<Ticket>,
+    /// Who waits until it does not.
+    pub stop_tickets: Vec<Ticket>,
+}
+
+/// The present instance of a service.
+pub struct Life {
+    pub id: ServiceId,
+    pub generation: u32,
+    pub hash: String,
+    pub orders: Sender<Order>,
+    pub instance: Option<Arc<Instance>>,
+    pub seat: Option<&'static Seat>,
+    pub main_runs: bool,
+    /// It said itself that it is ready.
+    pub reported: bool,
+}
+
+/// An instance that serves no more and ends by itself.
+pub struct Retired {
+    life: Life,
+    ended: bool,
+}
+
+impl Life {
+    pub fn new(id: ServiceId, loaded: &Loaded, orders: Sender<Order>) -> Self {
+        Self {
+            id,
+            generation: loaded.generation,
+            hash: short(&loaded.hash).into(),
+            orders,
+            instance: None,
+            seat: None,
+            main_runs: false,
+            reported: false,
+        }
+    }
+
+    /// What it is at while it starts.
+    pub fn step(&self) -> &'static str {
+        match (&self.instance, self.main_runs) {
+            (None, _) => "create",
+            (Some(_), false) => "init",
+            (Some(_), true) => "main, and never reported ready",
+        }
+    }
+
+    /// Asks the instance to stop. On a thread of its own, since `disable` is the author's code.
+    pub fn stop(&self, name: &str, reason: StopReason) {
+        let Some(instance) = self.instance.clone() else { return };
+        let owned = name.to_string();
+        let asked = std::thread::Builder::new().name("zephserver-stop".into()).spawn(move || {
+            if let Err(failure) = instance.stop(reason) {
+                tracing::error!("{owned}: disable failed: {failure}");
+            }
+        });
+        if let Err(error) = asked {
+            tracing::error!("{name}: cannot be asked to stop: no thread: {error}");
+        }
+    }
+}
+
+impl Retired {
+    pub fn new(life: Life) -> Self {
+        Self { life, ended: false }
+    }
+
+    /// Asks it to stop, or ends it where its main does not run.
+    pub fn stop(&mut self, name: &str, reason: StopReason) {
+        if self.life.main_runs {
+            self.life.stop(name, reason);
+        } else if self.life.instance.is_some() {
+            self.end();
+        }
+    }
+
+    /// Has it destroyed. Its thread does so when the last caller has left.
+    pub fn end(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            let _ = self.life.orders.try_send(Order::End(self.life.seat));
+            self.life.instance = None;
+        }
+    }
+
+    pub fn generation(&self) -> u32 {
+        self.life.generation
+    }
+}
+
+impl Container {
+    pub fn new(slot: u32, path: ServicePath, settings: ServiceSettings) -> Self {
+        Self {
+            slot,
+            path,
+            supervisor: Supervisor::new(settings.options.clone()),
+            settings,
+            life: None,
+            wake: None,
+            reloading: false,
+            postponed: Vec::new(),
+            restarts: 0,
+            failure: None,
+            failure_count: 0,
+            since: SystemTime::now(),
+            metrics: Value::Null,
+            checkpoint: None,
+            start_tickets: Vec::new(),
+            stop_tickets: Vec::new(),
+        }
+    }
+
+    /// True where `id` is the present instance; a serial of 0 leaves that open.
+    pub fn is_now(&self, id: ServiceId) -> bool {
+        self.life.as_ref().is_some_and(|life| id.serial() == 0 || life.id == id)
+    }
+
+    /// What a new instance is made of.
+    pub fn birth(&self, loaded: &Loaded, id: ServiceId) -> Birth {
+        Birth {
+            library: loaded.library.clone(),
+            id,
+            kind: self.path.kind.clone(),
+            name: self.path.to_string(),
+            settings: self.settings.values.clone(),
+        }
+    }
+
+    /// Its instance exists. True: it is not wanted any more.
+    pub fn created(&mut self, instance: Arc<Instance>) -> bool {
+        if let Some(life) = &mut self.life {
+            life.instance = Some(instance);
+        }
+        matches!(self.supervisor.state(), State::Stopping { .. })
+    }
+
+    pub fn main_runs(&mut self, runs: bool) {
+        if let Some(life) = &mut self.life {
+            life.main_runs = runs;
+        }
+    }
+
+    pub fn fail(&mut self, reason: String) {
+        self.failure = Some(reason);
+        self.failure_count += 1;
+    }
+
+    /// Lets nobody in any more.
+    pub fn close(&mut self) -> Option<&'static Seat> {
+        let seat = self.life.as_ref().and_then(|life| life.seat);
+        if let Some(seat) = seat {
+            seat.close();
+        }
+        seat
+    }
+
+    /// Why it does not serve, for its callers. None: it does.
+    pub fn down(&self, last: Event) -> Option<Down> {
+        let failure = || self.failure.clone().unwrap_or_default();
+        let name = &self.path;
+        Some(match self.supervisor.state() {
+            State::Enabled => return None,
+            State::Starting => Down::Coming,
+            State::Available if matches!(last, Event::Returned { .. } | Event::Crashed) => Down::Asleep,
+            State::Available => Down::Off(format!("it is disabled; start it: zephserver start {name}")),
+            State::Stopping { again: true } => Down::Coming,
+            State::Stopping { again: false } => Down::Off("it is being stopped".into()),
+            State::Waiting { fresh: false, .. } => Down::Asleep,
+            State::Waiting { until, .. } => {
+                let wait = until.saturating_duration_since(Instant::now());
+                match wait.as_millis() {
+                    0..=1500 => Down::Coming,
+                    _ => Down::Off(format!(
+                        "it failed ({}) and is tried again in {} s",
+                        failure(),
+                        wait.as_secs()
+                    )),
+                }
+            }
+        })
+    }
+
+    /// Answers whoever waited for the state that it has reached.
+    pub fn answer_tickets(&mut self) {
+        let state = self.supervisor.state();
+        match state {
+            State::Enabled => {
+                let generation = self.life.as_ref().map_or(0, |life| life.generation);
+                let view =
+                    json!({"service": self.path.to_string(), "state": "enabled", "generation": generation});
+                self.start_tickets.drain(..).for_each(|ticket| ticket.answer(Ok(view.clone())));
+            }
+            State::Waiting { .. } | State::Available => {
+                let reason = self.failure.clone().unwrap_or_else(|| "it was stopped".into());
+                let error = Error::unavailable(format!("{} does not run: {reason}", self.path));
+                self.start_tickets.drain(..).for_each(|ticket| ticket.answer(Err(error.clone())));
+            }
+            State::Starting | State::Stopping { .. } => {}
+        }
+        if state == State::Available {
+            let view = json!({"service": self.path.to_string(), "state": "available"});
+            self.stop_tickets.drain(..).for_each(|ticket| ticket.answer(Ok(view.clone())));
+        }
+    }
+}

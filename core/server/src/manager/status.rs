@@ -1,0 +1,129 @@
+//! How everything stands, as JSON.
+
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use zeph_abi::key_budget;
+use zeph_contract::Error;
+
+use super::{Container, Manager};
+use crate::loader::short;
+use crate::supervisor::State;
+
+fn seconds(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl Manager {
+    pub(super) fn status(&self) -> Value {
+        let bus = &self.bus;
+        let pool = bus.pool.figures();
+        let (loaded, _, limit) = key_budget();
+        json!({
+            "state": self.phases.now().name(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "node": self.settings.node,
+            "started": seconds(self.started_at),
+            "settings": self.settings.file,
+            "services": self.order.iter().filter_map(|slot| self.containers.get(slot)).map(|c| self.view(c)).collect::<Vec<_>>(),
+            "left_behind": self.left_behind,
+            "generations": {
+                "loaded": self.generations,
+                "draining": self.retired.values().map(|retired| retired.generation()).collect::<Vec<_>>(),
+                "copies": loaded,
+                "limit": limit,
+            },
+            "calls": {
+                "pending": bus.pending.len(),
+                "slow": bus.slow_calls.load(Ordering::Relaxed),
+                "timeouts": bus.timeouts.load(Ordering::Relaxed),
+            },
+            "pool": {
+                "threads": pool.threads,
+                "stuck": pool.stuck,
+                "stuck_ever": pool.stuck_ever,
+                "queued": pool.queued,
+            },
+            "log_lines_lost": crate::logging::lost(),
+        })
+    }
+
+    fn view(&self, container: &Container) -> Value {
+        let state = match container.supervisor.state() {
+            State::Available => "available",
+            State::Starting => "starting",
+            State::Enabled => "enabled",
+            State::Stopping { .. } => "stopping",
+            State::Waiting { .. } => "waiting",
+        };
+        let slot = self.bus.registry.slot(u64::from(container.slot));
+        let plugin = self.plugins.get(&container.path.library);
+        let life = container.life.as_ref();
+        json!({
+            "name": container.path.to_string(),
+            "state": state,
+            "generation": life.map(|life| life.generation),
+            "hash": life.map(|life| &life.hash),
+            "since": seconds(container.since),
+            "restarts": container.restarts,
+            "failures": container.failure_count,
+            "last_failure": container.failure,
+            "reloading": container.reloading,
+            "refused": plugin.and_then(|plugin| plugin.refused.as_ref()).map(|(_, reason)| reason),
+            "slow_calls": slot.map_or(0, |slot| slot.slow_calls.load(Ordering::Relaxed)),
+            "events_dropped": slot.map_or(0, |slot| slot.mailbox.dropped()),
+            "metrics": container.metrics,
+            "verbs": plugin
+                .and_then(|plugin| plugin.loaded.declaration.service(&container.path.kind))
+                .map(|service| &service.verbs),
+        })
+    }
+
+    pub(super) fn service_list(&self, name: Option<&str>) -> Result<Value, Error> {
+        let slots = match name {
+            Some(name) => self.targets(name)?,
+            None => self.order.clone(),
+        };
+        let containers = slots.iter().filter_map(|slot| self.containers.get(slot));
+        Ok(Value::Array(containers.map(|container| self.view(container)).collect()))
+    }
+
+    /// Loaded plugins with what they declare, and files that nobody asked for: those are not opened.
+    pub(super) fn plugin_list(&self) -> Value {
+        let mut list = Vec::new();
+        for (name, plugin) in &self.plugins {
+            let loaded = &plugin.loaded;
+            list.push(json!({
+                "name": name,
+                "loaded": true,
+                "file": loaded.file,
+                "version": loaded.declaration.version,
+                "sdk": loaded.declaration.sdk,
+                "generation": loaded.generation,
+                "hash": short(&loaded.hash),
+                "loaded_at": seconds(loaded.at),
+                "code_address": format!("{:#x}", loaded.library.code_address()),
+                "services": loaded.declaration.services.iter().map(|kind| &kind.kind).collect::<Vec<_>>(),
+                "tasks": loaded.declaration.tasks.iter().map(|task| &task.name).collect::<Vec<_>>(),
+                "verbs": loaded.declaration.services.iter().flat_map(|kind| &kind.verbs).collect::<Vec<_>>(),
+                "refused": plugin.refused.as_ref().map(|(_, reason)| reason),
+            }));
+        }
+        for (name, file) in self.settings.library_files() {
+            if self.plugins.contains_key(&name) {
+                continue;
+            }
+            let metadata = file.metadata().ok();
+            list.push(json!({
+                "name": name,
+                "loaded": false,
+                "file": file,
+                "size": metadata.as_ref().map(|metadata| metadata.len()),
+                "modified": metadata.and_then(|metadata| metadata.modified().ok()).map(seconds),
+            }));
+        }
+        Value::Array(list)
+    }
+}

@@ -1,0 +1,430 @@
+//! New code for living services, without anybody noticing but by the better answers.
+//!
+//! ```text
+//! check file → copy → open → truth → setup, info ─ the old one never noticed ─┐
+//! create new beside old                                                       │ any failure:
+//! handover only: shut gate → calls inside end (50 ms) → freeze → export       │ thaw, open,
+//! (import →) init → main → ready                                              │ file is bad
+//! commit: swap, open gate ────────────────────────────────────────────────────┘
+//! old: drain, stop, destroy
+//! ```
+//! One thread does all reloads of a server, one after the other. Steps of plugins run on threads of
+//! their own, so that a step that hangs costs its time limit and no more.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use serde_json::{Map, Value, json};
+use zeph_abi::{Exported, Failure, Instance, Readiness, ReloadMode, ServiceDeclaration, ServiceId};
+use zeph_contract::{Code, Error};
+
+use crate::bus::Bus;
+use crate::frames;
+use crate::loader::{self, Loaded, Loader, short};
+use crate::manager::life::{self, Birth, Inherited, Order};
+use crate::manager::{Candidate, Command, Message, Replacing, Subject, Ticket};
+use crate::settings::Settings;
+
+/// How long calls inside may take to end, once the gate is shut.
+const QUIET: Duration = Duration::from_millis(50);
+/// How often that is tried.
+const TRIES: u32 = 3;
+/// Pause between two tries.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a reload is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Somebody asked for it: also an unchanged file makes a new generation.
+    Asked,
+    /// The file changed.
+    Watched,
+}
+
+/// Work for the reload thread.
+pub enum Job {
+    /// Open a library that a command needs.
+    Open { library: String, waiting: Box<(Command, Ticket)> },
+    /// Replace a library's services.
+    Reload { library: String, origin: Origin, ticket: Ticket },
+    /// No more work.
+    Quit,
+}
+
+/// Why a reload did not happen.
+struct Failed {
+    error: Error,
+    /// The file is to blame: it is not tried again until it changes.
+    file_is_bad: bool,
+}
+
+impl Failed {
+    fn bad_file(text: impl Into<String>) -> Self {
+        Self { error: Error::new(Code::Incompatible, text), file_is_bad: true }
+    }
+
+    fn later(error: Error) -> Self {
+        Self { error, file_is_bad: false }
+    }
+}
+
+/// Does the reloads of one server.
+pub struct Reloader {
+    pub bus: Arc<Bus>,
+    pub settings: Arc<Settings>,
+    pub loader: Arc<Loader>,
+    pub manager: Sender<Message>,
+}
+
+/// A service on its way from one generation to the next.
+struct Passage {
+    subject: Subject,
+    declaration: ServiceDeclaration,
+    values: Map<String, Value>,
+    id: ServiceId,
+    orders: Sender<Order>,
+    events: Receiver<life::Event>,
+    instance: Arc<Instance>,
+    /// State passes from the old to the new.
+    hands_over: bool,
+    old_state_version: u32,
+}
+
+impl Reloader {
+    /// Works until `Quit`. On a thread of its own.
+    pub fn run(self, jobs: Receiver<Job>) {
+        for job in jobs {
+            match job {
+                Job::Open { library, waiting } => {
+                    let opened = self.open(&library);
+                    let _ = self.manager.send(Message::Opened(opened, waiting));
+                }
+                Job::Reload { library, origin, ticket } => ticket.answer(self.reload(&library, origin)),
+                Job::Quit => return,
+            }
+        }
+    }
+
+    fn open(&self, library: &str) -> Result<Loaded, Error> {
+        let file = self.file_of(library)?;
+        let refused = |refusal: loader::Refusal| Error::new(Code::Incompatible, refusal.to_string());
+        let checked = loader::check(&file).map_err(refused)?;
+        self.loader.load(library, &checked, 1).map_err(refused)
+    }
+
+    fn file_of(&self, library: &str) -> Result<std::path::PathBuf, Error> {
+        self.settings.library_file(library).ok_or_else(|| {
+            let known = self.settings.library_files();
+            let nearest = crate::settings::nearest(library, known.keys().map(String::as_str));
+            let hint = nearest.unwrap_or_else(|| "`zephserver plugins` lists what is there".into());
+            Error::not_found(format!("no lib{library}.so in PLUGIN_PATH; {hint}"))
+        })
+    }
+
+    fn ask<T>(&self, step: impl FnOnce(Sender<T>) -> Replacing) -> Result<T, Failed> {
+        let (ticket, answer) = crossbeam_channel::bounded(1);
+        let gone = || Failed::later(Error::unavailable("the server stops"));
+        self.manager.send(Message::Replacing(step(ticket))).map_err(|_| gone())?;
+        answer.recv().map_err(|_| gone())
+    }
+
+    fn reload(&self, library: &str, origin: Origin) -> Result<Value, Error> {
+        let start = Instant::now();
+        let borrowed = self
+            .ask(|ticket| Replacing::Begin { library: library.into(), ticket })
+            .and_then(|borrowed| borrowed.map_err(Failed::later))
+            .map_err(|failed| failed.error)?;
+        let mut hash = None;
+        let reloaded = self.replace(library, origin, borrowed, &mut hash, start);
+        reloaded.map_err(|failed| {
+            let text = &failed.error.text;
+            tracing::error!("{library}: not reloaded, the old generation serves on: {text}");
+            let refused = hash.filter(|_| failed.file_is_bad).map(|hash| (hash, text.clone()));
+            let _ =
+                self.manager.send(Message::Replacing(Replacing::Abort { library: library.into(), refused }));
+            failed.error
+        })
+    }
+
+    fn replace(
+        &self,
+        library: &str,
+        origin: Origin,
+        borrowed: crate::manager::Borrowed,
+        hash: &mut Option<String>,
+        start: Instant,
+    ) -> Result<Value, Failed> {
+        let old = borrowed.loaded;
+        let file = self.file_of(library).map_err(Failed::later)?;
+        let checked = loader::check(&file).map_err(|refusal| {
+            hash.clone_from(&refusal.hash);
+            Failed::bad_file(refusal.to_string())
+        })?;
+        *hash = Some(checked.hash.clone());
+        if origin == Origin::Watched {
+            let was_refused = borrowed.refused.as_ref().is_some_and(|(bad, _)| *bad == checked.hash);
+            if checked.hash == old.hash || was_refused {
+                let abort = Replacing::Abort { library: library.into(), refused: None };
+                let _ = self.manager.send(Message::Replacing(abort));
+                return Ok(json!({"plugin": library, "unchanged": true}));
+            }
+        }
+        let loaded = self
+            .loader
+            .load(library, &checked, old.generation + 1)
+            .map_err(|refusal| Failed::bad_file(refusal.to_string()))?;
+        let loaded = Arc::new(loaded);
+        let mut passages = Vec::new();
+        let passed = self.pass(&old, &loaded, borrowed.subjects, &mut passages);
+        if let Err(failed) = passed {
+            passages.iter().for_each(|passage| passage.turn_back());
+            return Err(failed);
+        }
+        let services: Vec<_> = passages.iter().map(|passage| passage.subject.path.to_string()).collect();
+        let candidates = passages.into_iter().map(Passage::arrive).collect();
+        self.ask(|ticket| Replacing::Commit { loaded: loaded.clone(), candidates, ticket })?;
+        let ms = start.elapsed().as_secs_f64() * 1000.0;
+        tracing::info!(
+            "{library}: generation {} ({}) replaces {} ({}) in {ms:.1} ms",
+            loaded.generation,
+            short(&loaded.hash),
+            old.generation,
+            short(&old.hash)
+        );
+        let view = |loaded: &Loaded| json!({"generation": loaded.generation, "hash": short(&loaded.hash)});
+        Ok(
+            json!({"plugin": library, "services": services, "from": view(&old), "to": view(&loaded), "ms": ms}),
+        )
+    }
+
+    /// Brings all services of a library to where only the commit is missing.
+    fn pass(
+        &self,
+        old: &Loaded,
+        loaded: &Arc<Loaded>,
+        subjects: Vec<Subject>,
+        passages: &mut Vec<Passage>,
+    ) -> Result<(), Failed> {
+        for subject in subjects {
+            passages.push(self.create(old, loaded, subject)?);
+        }
+        let (hand_over, swap): (Vec<&Passage>, Vec<&Passage>) =
+            passages.iter().partition(|passage| passage.hands_over);
+        for passage in swap {
+            let limit = passage.subject.options.start_timeout;
+            passage.start(None, Instant::now() + limit, limit)?;
+        }
+        self.quiesce(&hand_over)?;
+        let limit = self.bus.limits.gate_timeout;
+        let deadline = Instant::now() + limit;
+        for passage in &hand_over {
+            let state = passage.export(deadline, limit)?;
+            let version = passage.old_state_version;
+            passage.start(Some(Inherited { version, state }), deadline, limit)?;
+        }
+        Ok(())
+    }
+
+    fn create(&self, old: &Loaded, loaded: &Arc<Loaded>, subject: Subject) -> Result<Passage, Failed> {
+        let path = subject.path.clone();
+        let Some(declaration) = loaded.declaration.service(&path.kind).cloned() else {
+            return Err(Failed::bad_file(format!("the new build has no service `{}`", path.kind)));
+        };
+        let before = old.declaration.service(&path.kind).cloned().unwrap_or_default();
+        let hands_over = before.reload == ReloadMode::Handover && declaration.reload == ReloadMode::Handover;
+        let fits = declaration.state_version == before.state_version
+            || declaration.imports.contains(&before.state_version);
+        if hands_over && !fits {
+            return Err(Failed::bad_file(format!(
+                "{path}: the new build keeps state version {} and cannot import version {} (it imports {:?}; built \
+                 with SDK {}, the old one with {})",
+                declaration.state_version,
+                before.state_version,
+                declaration.imports,
+                loaded.declaration.sdk,
+                old.declaration.sdk
+            )));
+        }
+        let values = settings_for(&declaration, &subject.values);
+        let Some(slot) = self.bus.registry.slot(u64::from(subject.slot)) else {
+            return Err(Failed::later(Error::internal(format!("{path} has no slot"))));
+        };
+        let id = ServiceId::instance(subject.slot, slot.next_serial());
+        let (sender, events) = crossbeam_channel::unbounded();
+        let _ = self.manager.send(Message::Replacing(Replacing::Candidate { id, events: sender }));
+        let birth = Birth {
+            library: loaded.library.clone(),
+            id,
+            kind: path.kind.clone(),
+            name: path.to_string(),
+            settings: values.clone(),
+        };
+        let orders = life::begin(birth, self.manager.clone())
+            .map_err(|error| Failed::later(Error::internal(format!("{path}: no thread: {error}"))))?;
+        let limit = subject.options.start_timeout;
+        let instance = match events.recv_timeout(limit) {
+            Ok(life::Event::Created(instance)) => instance,
+            Ok(life::Event::Failed { step, failure }) => {
+                return Err(Failed::bad_file(format!("{path}: {step} of the new build failed: {failure}")));
+            }
+            _ => return Err(Failed::bad_file(too_long(&path.to_string(), "create", limit))),
+        };
+        let old_state_version = before.state_version;
+        Ok(Passage {
+            subject,
+            declaration,
+            values,
+            id,
+            orders,
+            events,
+            instance,
+            hands_over,
+            old_state_version,
+        })
+    }
+
+    /// Shuts the gates and waits until nobody is inside.
+    fn quiesce(&self, passages: &[&Passage]) -> Result<(), Failed> {
+        let seats = || passages.iter().map(|passage| passage.subject.seat);
+        for attempt in 1..=TRIES {
+            seats().for_each(|seat| seat.shut());
+            let deadline = Instant::now() + QUIET;
+            let Some(busy) = passages.iter().find(|passage| !passage.subject.seat.quiesce(deadline)) else {
+                return Ok(());
+            };
+            let methods = self.methods_inside(busy.subject.slot);
+            seats().for_each(|seat| seat.open());
+            if attempt == TRIES {
+                return Err(Failed::later(Error::busy(format!(
+                    "{}: calls inside it did not end within {} ms, {TRIES} times: {methods}; what takes longer is to be \
+                     answered later",
+                    busy.subject.path,
+                    QUIET.as_millis()
+                ))));
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    fn methods_inside(&self, slot: u32) -> String {
+        let mut counts = BTreeMap::<String, u32>::new();
+        for call in frames::all(self.bus.id).into_iter().filter(|call| call.callee == slot) {
+            *counts.entry(call.method).or_default() += 1;
+        }
+        counts.into_iter().map(|(method, count)| format!("{method} ({count})")).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// The settings of a new build: its own defaults, and what was set of what it still knows.
+fn settings_for(declaration: &ServiceDeclaration, values: &Map<String, Value>) -> Map<String, Value> {
+    let value = |setting: &zeph_abi::SettingDeclaration| {
+        let value = values.get(&setting.name).or(Some(&setting.default)).filter(|value| !value.is_null());
+        value.map(|value| (setting.name.clone(), value.clone()))
+    };
+    declaration.settings.iter().filter_map(value).collect()
+}
+
+fn too_long(path: &str, step: &str, limit: Duration) -> String {
+    format!("{path}: {step} took longer than {} ms", limit.as_millis())
+}
+
+/// Runs a step of a plugin on a thread of its own. None: it is not done in time; the thread stays.
+fn within<T: Send + 'static>(deadline: Instant, step: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    let thread = std::thread::Builder::new().name("zephserver-step".into());
+    thread.spawn(move || sender.send(step())).ok()?;
+    receiver.recv_deadline(deadline).ok()
+}
+
+impl Passage {
+    /// Takes the state of the old instance.
+    fn export(&self, deadline: Instant, limit: Duration) -> Result<Exported, Failed> {
+        let step = |name: &'static str, f: fn(&Instance) -> Result<Exported, Failure>| {
+            let (path, instance) = (self.subject.path.to_string(), self.subject.instance.clone());
+            match within(deadline, move || f(&instance)) {
+                Some(Ok(state)) => Ok(state),
+                Some(Err(failure)) => Err(Failed::later(Error::internal(format!(
+                    "{path}: {name} of the old instance failed: {failure}"
+                )))),
+                None => Err(Failed::later(Error::timeout(too_long(
+                    &path,
+                    &format!("{name} of the old instance"),
+                    limit,
+                )))),
+            }
+        };
+        step("freeze", |instance| instance.freeze().map(|()| Exported::default()))?;
+        step("export_state", Instance::export_state)
+    }
+
+    /// Starts the new instance and waits until it is ready.
+    fn start(&self, inherited: Option<Inherited>, deadline: Instant, limit: Duration) -> Result<(), Failed> {
+        let path = self.subject.path.to_string();
+        let _ = self.orders.send(Order::Start(inherited));
+        let mut initialized = false;
+        loop {
+            match self.events.recv_deadline(deadline) {
+                // Comes once from `init`, and once more where the service reports that it is ready.
+                Ok(life::Event::Initialized) => {
+                    if initialized || self.declaration.readiness == Readiness::Initialized {
+                        return Ok(());
+                    }
+                    initialized = true;
+                }
+                Ok(life::Event::Failed { step, failure }) => {
+                    return Err(Failed::bad_file(format!(
+                        "{path}: {step} of the new build failed: {failure}"
+                    )));
+                }
+                Ok(life::Event::Returned(Err(failure))) => {
+                    return Err(Failed::bad_file(format!("{path}: main of the new build failed: {failure}")));
+                }
+                Ok(life::Event::Returned(Ok(()))) if !initialized => {
+                    return Err(Failed::bad_file(format!("{path}: main of the new build returned at once")));
+                }
+                Ok(_) => {}
+                Err(_) => {
+                    let step = if initialized { "getting ready" } else { "import_state, init or main" };
+                    return Err(Failed::bad_file(too_long(
+                        &path,
+                        &format!("{step} of the new build"),
+                        limit,
+                    )));
+                }
+            }
+        }
+    }
+
+    /// The new instance goes, the old one goes on.
+    fn turn_back(&self) {
+        let _ = self.orders.try_send(Order::End(None));
+        let instance = self.instance.clone();
+        // Where its main runs it must be asked to return first.
+        let _ = within(Instant::now(), move || instance.stop(zeph_abi::StopReason::Failed));
+        if self.hands_over {
+            let (path, instance) = (self.subject.path.clone(), self.subject.instance.clone());
+            let limit = Duration::from_millis(500);
+            match within(Instant::now() + limit, move || instance.thaw()) {
+                Some(Ok(())) => {}
+                Some(Err(failure)) => tracing::error!("{path}: thaw failed: {failure}"),
+                None => tracing::error!("{}", too_long(&path.to_string(), "thaw", limit)),
+            }
+            self.subject.seat.open();
+        }
+    }
+
+    fn arrive(self) -> Candidate {
+        Candidate {
+            slot: self.subject.slot,
+            id: self.id,
+            orders: self.orders,
+            instance: self.instance,
+            values: self.values,
+            inherits: self.hands_over,
+            events: self.events,
+        }
+    }
+}

@@ -1,0 +1,107 @@
+use zeph_abi::{ServiceDeclaration, SettingDeclaration, SettingType};
+
+use super::*;
+
+const BASE: &str = "LOCK_FILE = \"l\"\nCONFIGURATION_NETWORK_INTERFACE_SERVER = \"s\"\n";
+
+fn parse(rest: &str) -> Result<Settings, Faults> {
+    Settings::parse(Path::new("/x/settings.toml"), &format!("{BASE}{rest}"))
+}
+
+fn fault(rest: &str) -> String {
+    parse(rest).unwrap_err().to_string()
+}
+
+#[test]
+fn the_shipped_file_is_in_order() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../settings.toml");
+    let settings = Settings::read(Path::new(file)).unwrap();
+    assert_eq!(settings.limits, Limits::default());
+    assert!(settings.plugin_path[0].ends_with("target/release"));
+}
+
+#[test]
+fn paths_are_relative_to_the_file() {
+    let settings = parse("SERVICE_LIST = []\nPLUGIN_PATH = [\"./p\", \"/q\"]\n").unwrap();
+    assert_eq!(settings.lock_file, Path::new("/x/l"));
+    assert_eq!(settings.state_path, Path::new("/x/.zephserver"));
+    assert_eq!(settings.plugin_path, [Path::new("/x/p"), Path::new("/q")]);
+    assert_eq!(settings.log_path.as_deref(), Some(Path::new("/x/logging.log")));
+    assert_eq!(parse("SERVICE_LIST = []\nLOG_PATH = \"\"").unwrap().log_path, None);
+}
+
+#[test]
+fn faults_name_line_reason_and_nearest_name() {
+    for (file, parts) in [
+        ("SERVICE_LIST = []\nLOG_LEVL = \"INFO\"", &[":4:", "LOG_LEVL"][..]),
+        ("SERVICE_LIST = []\nlog_level = \"INFO\"", &[":4:", "unknown key log_level", "`LOG_LEVEL`"]),
+        ("SERVICE_LIST = 3", &[":3:", "a whole number", "a list"]),
+        ("SERVICE_LIST = [\n \"a/B\",\n \"a/B\"]", &[":5:", "a/B is named twice", "line 4"]),
+        ("SERVICE_LIST = [\"ab\"]", &[":3:", "library/Service"]),
+        ("SERVICE_LIST = []\nLOG_LEVEL = \"INFOO\"", &[":4:", "INFOO", "`INFO`"]),
+        ("SERVICE_LIST = []\n[server]\ncall_timout = 3", &[":5:", "[server] call_timout", "`call_timeout`"]),
+        ("SERVICE_LIST = []\n[server]\ngate_timeout = -1", &[":5:", "seconds above 0"]),
+        ("SERVICE_LIST = []\nCLUSTER_SERVER_LIST = [{ hostname = \"a\" }]", &[":4:", "address"]),
+        ("SERVICE_LIST = [", &["not TOML"]),
+    ] {
+        let text = match parse(file) {
+            Err(faults) => faults.to_string(),
+            Ok(settings) => unclaimed(&settings, std::iter::empty()).unwrap_err().to_string(),
+        };
+        parts.iter().for_each(|part| assert!(text.contains(part), "{part:?} not in: {text}"));
+    }
+    assert!(fault("").contains("SERVICE_LIST is missing"));
+}
+
+fn declaration() -> ServiceDeclaration {
+    let setting = |name: &str, value_type, alias: Option<&str>| SettingDeclaration {
+        name: name.into(),
+        value_type,
+        default: serde_json::json!(null),
+        required: name == "must",
+        alias: alias.map(Into::into),
+        doc: String::new(),
+    };
+    ServiceDeclaration {
+        kind: "B".into(),
+        settings: vec![
+            setting("port", SettingType::Integer, Some("PORT_ZEPH")),
+            setting("must", SettingType::Text, None),
+        ],
+        ..ServiceDeclaration::default()
+    }
+}
+
+fn check(rest: &str) -> Result<ServiceSettings, Faults> {
+    let settings = parse(&format!("SERVICE_LIST = [\"a/B\", \"a/B@two\"]\n{rest}")).unwrap();
+    let service = settings.services[usize::from(rest.contains('@'))].clone();
+    check_service(&settings, &service, &declaration(), &[])
+}
+
+#[test]
+fn a_plugin_gets_its_table_its_aliases_and_its_instance() {
+    let checked = check("PORT_ZEPH = 8080\n[a]\nmust = \"x\"\noptional = true\nstop_timeout = 0.5").unwrap();
+    assert_eq!(checked.values["port"], 8080);
+    assert!(checked.options.optional);
+    assert_eq!(checked.options.stop_timeout, Duration::from_millis(500));
+    let checked = check("[a]\nmust = \"x\"\n[\"a@two\"]\nmust = \"y\"").unwrap();
+    assert_eq!(checked.values["must"], "y");
+}
+
+#[test]
+fn a_plugins_faults_name_their_lines() {
+    let text = |rest| check(rest).unwrap_err().to_string();
+    assert!(text("[a]\nprt = 1").contains(":5: unknown key [a] prt"));
+    assert!(text("[a]\nprt = 1").contains("`port`"));
+    assert!(text("[a]\nport = \"1\"\nmust = \"\"").contains("expected a whole number"));
+    assert!(text("[a]\nport = 1").contains("needs [a] must"));
+    let twice = text("PORT_ZEPH = 1\n[a]\nmust = \"\"\nport = 2");
+    assert!(twice.contains("line 4") && twice.contains("line 7"), "{twice}");
+}
+
+#[test]
+fn what_nobody_claims_is_said() {
+    let settings = parse("SERVICE_LIST = [\"a/B\"]\nPORT_ZEPH = 1\nSAME_DOMAIN = true\n").unwrap();
+    let lines = unclaimed(&settings, [&declaration()].into_iter()).unwrap();
+    assert_eq!(lines, ["line 5: SAME_DOMAIN has no effect: no plugin in SERVICE_LIST claims it"]);
+}

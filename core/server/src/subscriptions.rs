@@ -1,0 +1,82 @@
+//! Who hears of which events. A subscription belongs to a service's name.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use zeph_abi::Scope;
+use zeph_cluster::Subscription as Brought;
+
+/// Subscriptions of one server at most.
+const CAPACITY: usize = 100_000;
+
+struct Subscriber {
+    token: u64,
+    slot: u32,
+    serial: u32,
+    /// Brings the event in from other nodes for as long as it is kept.
+    _brought: Option<Brought>,
+}
+
+/// All subscriptions of a server.
+#[derive(Default)]
+pub struct Subscriptions {
+    by_event: Mutex<HashMap<(u32, String), Vec<Subscriber>>>,
+}
+
+impl Subscriptions {
+    fn by_event(&self) -> MutexGuard<'_, HashMap<(u32, String), Vec<Subscriber>>> {
+        self.by_event.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Subscribes a slot. The same slot and event again: the same token, now of this instance.
+    /// None: there are too many.
+    pub fn add(
+        &self,
+        token: u64,
+        slot: u32,
+        serial: u32,
+        scope: Scope,
+        event: &str,
+        bring: impl FnOnce() -> Option<Brought>,
+    ) -> Option<u64> {
+        let mut by_event = self.by_event();
+        if by_event.values().map(Vec::len).sum::<usize>() >= CAPACITY {
+            return None;
+        }
+        let subscribers = by_event.entry((scope as u32, event.into())).or_default();
+        if let Some(known) = subscribers.iter_mut().find(|known| known.slot == slot) {
+            known.serial = serial;
+            return Some(known.token);
+        }
+        subscribers.push(Subscriber { token, slot, serial, _brought: bring() });
+        Some(token)
+    }
+
+    /// Ends a subscription. False: there is no such one.
+    pub fn cancel(&self, token: u64) -> bool {
+        self.retain(|subscriber| subscriber.token != token)
+    }
+
+    /// Ends the subscriptions of a slot that other instances than this one made.
+    pub fn keep_only(&self, slot: u32, serial: u32) {
+        self.retain(|subscriber| subscriber.slot != slot || subscriber.serial == serial);
+    }
+
+    fn retain(&self, keep: impl Fn(&Subscriber) -> bool) -> bool {
+        let mut by_event = self.by_event();
+        let count = |by_event: &HashMap<_, Vec<Subscriber>>| by_event.values().map(Vec::len).sum::<usize>();
+        let before = count(&by_event);
+        by_event.retain(|_, subscribers| {
+            subscribers.retain(&keep);
+            !subscribers.is_empty()
+        });
+        count(&by_event) < before
+    }
+
+    /// Slot and token of everybody who hears of an event.
+    pub fn of(&self, scope: Scope, event: &str) -> Vec<(u32, u64)> {
+        let by_event = self.by_event();
+        let subscribers = by_event.get(&(scope as u32, event.into()));
+        subscribers.into_iter().flatten().map(|known| (known.slot, known.token)).collect()
+    }
+}
