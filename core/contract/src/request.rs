@@ -19,8 +19,10 @@ pub const RUN: &str = "task.run/1";
 pub struct Request<'a> {
     /// The peer that asks.
     pub cid: Cid,
-    /// The task's name.
+    /// The task's short name, as clients know it.
     pub task: &'a str,
+    /// Its name in its library; the router fills it in.
+    pub kind: &'a str,
     /// JSON as the peer sent it; `null` where it sent none.
     pub data: &'a [u8],
     /// The room that the peer is in.
@@ -39,6 +41,7 @@ impl<'a> Request<'a> {
             .u64(self.cid)
             .u32(self.user.is_some() as u32)
             .bytes(self.task.as_bytes())
+            .bytes(self.kind.as_bytes())
             .bytes(self.data)
             .bytes(self.room.as_bytes())
             .bytes(id.as_bytes())
@@ -50,9 +53,10 @@ impl<'a> Request<'a> {
     pub fn decode(payload: &'a [u8]) -> Result<Self, Error> {
         let mut reader = Reader(payload);
         let (cid, known) = (reader.u64()?, reader.u32()?);
-        let (task, data, room) = (reader.text()?, reader.bytes()?, reader.text()?);
+        let (task, kind) = (reader.text()?, reader.text()?);
+        let (data, room) = (reader.bytes()?, reader.text()?);
         let user = (reader.text()?, reader.text()?);
-        Ok(Self { cid, task, data, room, user: (known == 1).then_some(user), say: reader.text()? })
+        Ok(Self { cid, task, kind, data, room, user: (known == 1).then_some(user), say: reader.text()? })
     }
 }
 
@@ -79,7 +83,8 @@ mod tests {
     fn a_request_comes_out_as_it_went_in() {
         let request = Request {
             cid: 9,
-            task: "TaskEcho",
+            task: "echo",
+            kind: "TaskEcho",
             data: b"[1]",
             room: "r",
             user: Some(("1", "Ann")),

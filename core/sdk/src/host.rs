@@ -227,7 +227,13 @@ impl Handle {
         self.begin_with(method, payload, CallMode::Later, cookie, 0, limit)
     }
 
-    /// The same for an answer in many items: `credit` of them are taken before more is granted with
+    /// Begins a call on a thread of the server's pool: the answer always comes as an event, at the deadline
+    /// at the latest, whatever the callee does.
+    pub fn begin_on_pool(&self, method: &str, payload: &[u8], cookie: u64, limit: Duration) -> Result<Begun> {
+        self.begin_with(method, payload, CallMode::PoolLater, cookie, 0, limit)
+    }
+
+    /// Begins a call whose answer has many items: `credit` of them are taken before more is granted with
     /// [`Handle::grant`].
     pub fn begin_stream(
         &self,

@@ -50,7 +50,7 @@ impl Request {
         self.cid
     }
 
-    /// The task's name.
+    /// The task's name, as clients know it.
     pub fn task(&self) -> &str {
         &self.task
     }
@@ -125,8 +125,8 @@ impl Tasks {
 
     fn run(&self, call: Call<'_>) -> Result<Reply> {
         let asked = zeph_contract::request::Request::decode(call.payload())?;
-        let Some(kind) = self.kinds.iter().find(|kind| kind.declaration.name == asked.task) else {
-            return Err(Error::not_found(format!("this plugin has no task `{}`", asked.task)));
+        let Some(kind) = self.kinds.iter().find(|kind| kind.declaration.name == asked.kind) else {
+            return Err(Error::not_found(format!("this plugin has no task `{}`", asked.kind)));
         };
         let answers = std::sync::Arc::new(Mutex::new(Vec::new()));
         (kind.run)(Request {

@@ -1,0 +1,48 @@
+//! Tasks for chats. Each is a few lines: copy one to write your own.
+
+use serde::{Deserialize, Serialize};
+use zephserver_plugin::contract::room::Address;
+use zephserver_plugin::{Request, Result, RunMode, Task, export};
+
+/// Answers its data.
+struct TaskEcho(Request);
+
+impl Task for TaskEcho {
+    const RUN: RunMode = RunMode::Inline;
+    fn new(request: Request) -> Result<Self> {
+        Ok(Self(request))
+    }
+    fn main(&self) -> Result<()> {
+        self.0.answer_raw(self.0.raw_data());
+        Ok(())
+    }
+}
+
+/// Says `{"text"}` to the room that the peer is in, as `{"from", "text"}`.
+struct ChatSay(Request);
+
+#[derive(Deserialize)]
+struct Say {
+    text: String,
+}
+
+#[derive(Serialize)]
+struct Said<'a> {
+    from: Option<&'a str>,
+    text: &'a str,
+}
+
+impl Task for ChatSay {
+    const RUN: RunMode = RunMode::Inline;
+    fn new(request: Request) -> Result<Self> {
+        Ok(Self(request))
+    }
+    fn main(&self) -> Result<()> {
+        let Say { text } = self.0.data()?;
+        let from = self.0.user().map(|user| user.username.as_str());
+        self.0.push(Address::Room(self.0.room()), &Said { from, text: &text })?;
+        Ok(())
+    }
+}
+
+export!(tasks: TaskEcho, ChatSay);
