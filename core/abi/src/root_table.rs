@@ -247,7 +247,7 @@ impl<P: PluginSide> Shims<P> {
             // SAFETY: see the type.
             let (state, fds) = P::export_state(unsafe { Self::instance(instance) })?;
             // SAFETY: see the type.
-            let (mut out, mut fd_out) = unsafe { (Out::new(sink), Out::new(fd_sink)) };
+            let (out, fd_out) = unsafe { (Out::new(sink), Out::new(fd_sink)) };
             out.put(&state);
             fds.iter().for_each(|fd| fd_out.put(&fd.to_ne_bytes()));
             Ok(0)

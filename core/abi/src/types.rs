@@ -97,7 +97,7 @@ impl<'a> Out<'a> {
 
     /// Appends bytes to the caller's buffer.
     #[inline]
-    pub fn put(&mut self, bytes: &[u8]) {
+    pub fn put(&self, bytes: &[u8]) {
         (self.sink.put)(self.sink.context, Bytes::new(bytes));
     }
 

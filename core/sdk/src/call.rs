@@ -49,13 +49,13 @@ impl<'a> Call<'a> {
     }
 
     /// Answers at once with bytes, straight into the caller's buffer.
-    pub fn reply(mut self, bytes: &[u8]) -> Result<Reply> {
+    pub fn reply(&self, bytes: &[u8]) -> Result<Reply> {
         self.out.put(bytes);
         Ok(Reply(Kind::Sent))
     }
 
     /// The answer comes later: give `Pending` to whoever will have it, and return the `Reply`.
-    pub fn defer(self) -> Result<(Pending, Reply)> {
+    pub fn defer(&self) -> Result<(Pending, Reply)> {
         let token = self.host.abi().defer(self.host.id, self.context).map_err(from_failure)?;
         Ok((Pending::resume(self.host, token), Reply(Kind::Later(token))))
     }

@@ -1,0 +1,1 @@
+//! The whole server from outside: see the folder `tests` beside this one.

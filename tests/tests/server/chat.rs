@@ -1,0 +1,135 @@
+//! The whole ring, with a client that we did not write.
+
+use std::net::TcpStream;
+
+use serde_json::{Value, json};
+use tungstenite::stream::MaybeTlsStream;
+use tungstenite::{Message, WebSocket};
+use zephserver_testkit::{Build, TestServer, deadline};
+
+const RING: [&str; 5] = ["session/Session", "room/Room", "tasks/Tasks", "router/Router", "websocket/WebSocket"];
+const SETTINGS: &str = "PORT_ZEPH = 0\n[TASKS_PATH]\nTaskEcho = \"tasks/TaskEcho\"\n\"chat.say\" = \"tasks/ChatSay\"";
+
+struct Client(WebSocket<MaybeTlsStream<TcpStream>>);
+
+impl Client {
+    fn connect(server: &TestServer) -> Self {
+        let url = format!("ws://127.0.0.1:{}/ws", server.port("websocket/WebSocket"));
+        let (socket, _) = tungstenite::connect(url).unwrap();
+        if let MaybeTlsStream::Plain(stream) = socket.get_ref() {
+            stream.set_read_timeout(Some(deadline())).unwrap();
+        }
+        Self(socket)
+    }
+
+    fn join(server: &TestServer, room: &str) -> Self {
+        let mut client = Self::connect(server);
+        client.send(json!({"room": room}));
+        assert_eq!(client.read()["msgtype"], "user_list");
+        client
+    }
+
+    fn send(&mut self, message: Value) {
+        self.0.send(Message::text(message.to_string())).unwrap();
+    }
+
+    fn read_text(&mut self) -> String {
+        loop {
+            match self.0.read().unwrap() {
+                Message::Text(text) => return text.to_string(),
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn read(&mut self) -> Value {
+        serde_json::from_str(&self.read_text()).unwrap()
+    }
+}
+
+fn ring() -> TestServer {
+    TestServer::with(&RING).settings(SETTINGS).start()
+}
+
+#[test]
+fn echo_and_chat() {
+    let server = ring();
+    let mut ann = Client::join(&server, "lobby");
+    let mut bob = Client::join(&server, "lobby");
+    assert_eq!(ann.read(), json!({"msgtype": "user_list", "data": []}));
+    let mut other = Client::join(&server, "elsewhere");
+    ann.send(json!({"task": "TaskEcho", "data": {"a": [1, 2]}}));
+    assert_eq!(ann.read_text(), r#"{"task":"TaskEcho","data":{"a":[1,2]}}"#);
+    bob.send(json!({"task": "chat.say", "data": {"text": "hi"}, "room": "ignored"}));
+    for client in [&mut ann, &mut bob] {
+        assert_eq!(client.read_text(), r#"{"task":"chat.say","data":{"from":null,"text":"hi"}}"#);
+    }
+    other.send(json!({"task": "TaskEcho", "data": 1, "id": "x"}));
+    assert_eq!(other.read_text(), r#"{"task":"TaskEcho","data":1,"id":"x"}"#, "heard nothing of the lobby");
+    drop(bob);
+    assert_eq!(ann.read(), json!({"msgtype": "user_list", "data": []}));
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let server = ring();
+    let mut client = Client::connect(&server);
+    client.send(json!({"task": "TaskEcho"}));
+    assert_eq!(client.read()["code"], "refused");
+    client.send(json!({"no": "room"}));
+    assert_eq!(client.read()["code"], "invalid");
+    client.send(json!({"room": "a"}));
+    assert_eq!(client.read()["msgtype"], "user_list");
+    client.send(json!({"task": "nope", "id": 3}));
+    let error = client.read();
+    assert_eq!((&error["code"], &error["name"], &error["id"]), (&json!("not_found"), &json!("nope"), &json!(3)));
+    client.0.send(Message::text("{")).unwrap();
+    assert_eq!(client.read()["code"], "invalid");
+    client.0.send(Message::Ping(vec![1].into())).unwrap();
+    client.send(json!({"task": "TaskEcho"}));
+    assert_eq!(client.read_text(), r#"{"task":"TaskEcho","data":null}"#);
+    client.0.close(None).unwrap();
+    assert!(matches!(client.0.read(), Ok(Message::Close(_))));
+}
+
+#[test]
+fn a_client_keeps_its_connection_while_tasks_are_rebuilt() {
+    let mut server = ring();
+    let mut client = Client::join(&server, "lobby");
+    client.send(json!({"task": "chat.say", "data": {"text": "a"}}));
+    assert_eq!(client.read()["data"]["text"], "a");
+    // Another build of the same library: its answers have another key.
+    server.install("tasks", &Build::of("tasks").replaced("from", "born"));
+    server.wait_service("tasks/Tasks", "reloaded", |service| service["generation"] == 2);
+    client.send(json!({"task": "chat.say", "data": {"text": "b"}}));
+    assert_eq!(client.read_text(), r#"{"task":"chat.say","data":{"born":null,"text":"b"}}"#);
+}
+
+#[test]
+fn rooms_and_members_outlive_reload_and_crash_of_every_service_behind_the_edge() {
+    let mut server = ring();
+    let mut ann = Client::join(&server, "lobby");
+    let mut bob = Client::join(&server, "lobby");
+    ann.read();
+    for library in ["session", "room", "tasks", "router"] {
+        server.ask(&format!("reload {library}")).unwrap();
+        ann.send(json!({"task": "chat.say", "data": {"text": library}}));
+        assert_eq!(bob.read()["data"]["text"], library);
+        assert_eq!(ann.read()["data"]["text"], library);
+    }
+    // The room service forgets everything: the edge tells it again.
+    server.ask("restart room").unwrap();
+    server.wait("the rooms are whole again", |_| {
+        ann.send(json!({"task": "chat.say", "data": {"text": "again"}}));
+        ann.send(json!({"task": "TaskEcho", "data": "mark"}));
+        let first = ann.read();
+        if first["task"] == "TaskEcho" {
+            return None;
+        }
+        assert_eq!(first["data"]["text"], "again");
+        assert_eq!(ann.read()["data"], "mark");
+        Some(())
+    });
+    assert_eq!(bob.read()["data"]["text"], "again");
+}

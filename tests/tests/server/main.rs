@@ -1,0 +1,25 @@
+//! The whole server from outside: real binaries, real libraries, real sockets.
+//!
+//! Reading order: how it begins and ends, how it is talked to, how services call each other, what
+//! happens when they fail, how they are replaced, and the whole ring with clients.
+#![allow(missing_docs)]
+
+mod lifecycle;
+mod settings;
+
+mod commands;
+mod control;
+
+mod calls;
+mod events;
+
+mod supervision;
+
+mod bad_builds;
+mod reload;
+
+mod chat;
+mod drop_in;
+
+mod embedded;
+mod house;

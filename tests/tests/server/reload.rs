@@ -1,0 +1,179 @@
+//! New builds take over: by command and by file, with and without state.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde_json::{Value, json};
+use zephserver_testkit::{Build, TestServer};
+
+const MARK: &str = "zephserver fixture build: ";
+
+/// The fixture as another build: `name=two fail=init`.
+pub fn build(words: &str) -> Build {
+    Build::of("trouble").patched(MARK, words)
+}
+
+fn generation(server: &TestServer, name: &str) -> u64 {
+    server.service(name)["generation"].as_u64().unwrap()
+}
+
+#[test]
+fn an_unchanged_file_makes_a_new_generation_when_asked() {
+    let server = TestServer::with(&["trouble/Trouble", "trouble/Counter"]).start();
+    let addresses = |server: &TestServer| server.ask("plugins").unwrap()[0]["code_address"].clone();
+    let before = addresses(&server);
+    let shown = server.command(&["reload", "trouble"]);
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    assert!(shown.stdout.contains("generation 2 (") && shown.stdout.contains("replaces 1 ("), "{shown:?}");
+    let answer = server.ask("reload trouble/Counter").unwrap();
+    assert_eq!((&answer["from"]["generation"], &answer["to"]["generation"]), (&json!(2), &json!(3)));
+    assert_eq!(answer["from"]["hash"], answer["to"]["hash"]);
+    assert_eq!(generation(&server, "trouble/Trouble"), 3);
+    assert_ne!(addresses(&server), before, "other code answers");
+    assert_eq!(server.ask("reload nope").unwrap_err().code.name(), "not_found");
+}
+
+#[test]
+fn a_changed_file_is_loaded_by_itself() {
+    let mut server = TestServer::with(&["trouble/Trouble"]).start();
+    let file = server.library("trouble");
+    let wait = |server: &mut TestServer, name: &str| {
+        server.wait(&format!("build {name} serves"), |server| {
+            (server.call("trouble", "build/1", "").unwrap() == name).then_some(())
+        });
+    };
+    build("name=two state=1").put(&file);
+    wait(&mut server, "two");
+    // `cp` over the live file, while it is called.
+    build("name=three state=1").copy_over(&file);
+    wait(&mut server, "three");
+    // The same bytes once more change nothing.
+    let before = generation(&server, "trouble");
+    build("name=three state=1").put(&file);
+    build("name=four state=1").put(&file);
+    wait(&mut server, "four");
+    assert_eq!(generation(&server, "trouble"), before + 1);
+}
+
+#[test]
+fn state_is_handed_over_and_no_call_is_lost() {
+    let mut server = TestServer::with(&["trouble/Counter"]).start();
+    let (stop, added) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let callers: Vec<_> = (0..4)
+        .map(|_| {
+            let (socket, stop, added) = (server.socket(), stop.clone(), added.clone());
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let answer = zephserver::client::ask(&socket, "call trouble add/1 1").unwrap();
+                    assert!(answer.is_u64(), "{answer}");
+                    added.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    for round in 0..10 {
+        build(&format!("name=build-{round} state=1")).put(&server.library("trouble"));
+        server.ask("reload trouble").unwrap();
+        let before = added.load(Ordering::Relaxed);
+        server.wait("callers go on", |_| (added.load(Ordering::Relaxed) > before + 20).then_some(()));
+    }
+    stop.store(true, Ordering::Relaxed);
+    callers.into_iter().for_each(|caller| caller.join().unwrap());
+    assert_eq!(server.call("trouble", "get/1", "").unwrap(), added.load(Ordering::Relaxed));
+    assert_eq!(server.call("trouble", "build/1", "").unwrap(), "build-9");
+    assert_eq!(server.service("trouble")["failures"], 0);
+}
+
+#[test]
+fn a_chain_that_comes_back_passes_the_shut_gate() {
+    let mut server = TestServer::with(&["trouble/Counter", "relay/Relay"])
+        .settings("[server]\ngate_timeout = 5")
+        .start();
+    let stop = Arc::new(AtomicBool::new(false));
+    let rounds: Vec<_> = (0..3)
+        .map(|_| {
+            let (socket, stop) = (server.socket(), stop.clone());
+            std::thread::spawn(move || {
+                let mut count = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    // Inside the counter for some milliseconds, then back into it from the relay.
+                    let answer = zephserver::client::ask(&socket, "call trouble round/1 5").unwrap();
+                    assert!(answer.is_u64(), "{answer}");
+                    count += 1;
+                }
+                count
+            })
+        })
+        .collect();
+    for _ in 0..10 {
+        server.ask("reload trouble").unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    let rounds: u64 = rounds.into_iter().map(|round| round.join().unwrap()).sum();
+    assert_eq!(server.call("trouble", "get/1", "").unwrap(), rounds);
+    server.wait("all old generations are gone", |server| {
+        server.ask("status").unwrap()["generations"]["draining"].as_array().unwrap().is_empty().then_some(())
+    });
+}
+
+#[test]
+fn old_calls_end_in_the_old_build() {
+    let mut server = TestServer::with(&["trouble/Trouble"]).start();
+    let socket = server.socket();
+    let later = std::thread::spawn(move || {
+        zephserver::client::ask(&socket, "call trouble later/1 {\"ms\":600}").unwrap()
+    });
+    server.wait("the call is pending", |server| {
+        (server.ask("status").unwrap()["calls"]["pending"] == 1).then_some(())
+    });
+    server.install("trouble", &build("name=two state=1"));
+    server.ask("reload trouble").unwrap();
+    assert_eq!(server.call("trouble", "build/1", "").unwrap(), "two");
+    assert_eq!(later.join().unwrap(), "one", "the job was finished where it began");
+}
+
+#[test]
+fn a_call_that_stays_inside_defers_the_reload_and_is_named() {
+    let mut server = TestServer::with(&["trouble/Counter"]).start();
+    let socket = server.socket();
+    let sleeper = std::thread::spawn(move || zephserver::client::ask(&socket, "call trouble sleep/1 1500").unwrap());
+    server.wait("the call is inside", |server| {
+        (server.ask("status").unwrap()["pool"]["threads"] == 1).then_some(())
+    });
+    let error = server.ask("reload trouble").unwrap_err();
+    assert!(error.text.contains("sleep/1 (1)"), "{error}");
+    assert_eq!(server.call("trouble", "add/1", "1").unwrap(), 1, "the gate is open again");
+    sleeper.join().unwrap();
+    assert!(server.service("trouble")["refused"].is_null(), "the file is not to blame");
+    server.ask("reload trouble").unwrap();
+    assert_eq!(server.call("trouble", "get/1", "").unwrap(), 1);
+}
+
+#[test]
+fn state_of_an_older_version_is_imported_where_the_build_can() {
+    let server = TestServer::with(&["trouble/Counter"]).start();
+    server.call("trouble", "add/1", "5").unwrap();
+    server.install("trouble", &build("name=two state=2 imports=1"));
+    server.ask("reload trouble").unwrap();
+    assert_eq!(server.call("trouble", "get/1", "").unwrap(), 5);
+    server.install("trouble", &build("name=three state=4 imports=3"));
+    let error = server.ask("reload trouble").unwrap_err();
+    assert!(error.text.contains("cannot import version 2"), "{error}");
+    assert_eq!(server.call("trouble", "build/1", "").unwrap(), "two");
+    assert_eq!(server.call("trouble", "add/1", "1").unwrap(), 6);
+}
+
+#[test]
+fn generations_are_counted_and_go_when_they_are_idle() {
+    let mut server = TestServer::with(&["trouble/Trouble", "trouble/Counter"]).start();
+    for _ in 0..5 {
+        server.ask("reload trouble").unwrap();
+    }
+    let status: Value = server.wait("old ones are gone", |server| {
+        let status = server.ask("status").unwrap();
+        status["generations"]["draining"].as_array().unwrap().is_empty().then_some(status)
+    });
+    assert_eq!((&status["generations"]["loaded"], &status["generations"]["copies"]), (&json!(6), &json!(6)));
+    let copies = std::fs::read_dir(server.path(".zephserver/copies/trouble")).unwrap().count();
+    assert_eq!(copies, 3, "kept for rollback");
+}

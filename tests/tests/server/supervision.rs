@@ -1,0 +1,103 @@
+//! What happens when a service fails.
+
+use serde_json::json;
+use zephserver_testkit::TestServer;
+
+#[test]
+fn a_panic_in_a_call_stays_there() {
+    let mut server = TestServer::with(&["trouble/Trouble", "relay/Relay", "hello/Hello"]).start();
+    let order = json!({"path": "trouble/Trouble", "method": "panic/1"});
+    let error = server.call("relay", "call/1", &order.to_string()).unwrap_err();
+    assert_eq!(error.code.name(), "panicked");
+    assert!(error.text.contains("tests/fixtures/trouble/src/lib.rs:"), "{error}");
+    assert!(error.text.contains("told to panic in a call"), "{error}");
+    // Whoever calls next gets the new instance.
+    assert_eq!(server.call("trouble", "echo/1", "1").unwrap(), 1);
+    let service = server.wait_service("trouble", "runs again", |service| service["state"] == "enabled");
+    assert_eq!((&service["restarts"], &service["failures"]), (&json!(1), &json!(1)));
+    assert!(service["last_failure"].as_str().unwrap().contains("call panic/1"), "{service}");
+    assert_eq!(server.service("hello")["restarts"], 0);
+}
+
+#[test]
+fn panics_in_every_entry_are_contained() {
+    for (fail, act) in [("main", ""), ("event", "publish"), ("disable", "restart")] {
+        let mut server = TestServer::with(&["trouble/Trouble", "relay/Relay"])
+            .settings(&format!("[trouble]\nfail = \"{fail}\"\noptional = true\nstop_timeout = 0.5"))
+            .start();
+        match act {
+            "publish" => {
+                let order = json!({"path": "", "method": "trouble.event", "payload": 1});
+                server.call("relay", "publish/1", &order.to_string()).unwrap();
+            }
+            "restart" => {
+                server.ask("restart trouble").unwrap();
+            }
+            _ => {}
+        }
+        server.wait_log(&format!("told to panic in {fail}"));
+        assert_eq!(server.ask("status").unwrap()["state"], "ready");
+        assert!(server.log().contains("tests/fixtures/trouble/src/lib.rs:"), "{}", server.log());
+    }
+}
+
+#[test]
+fn main_that_returns_runs_again_in_the_same_instance() {
+    for main in ["return", "fail"] {
+        let mut server =
+            TestServer::with(&["trouble/Trouble"]).settings(&format!("[trouble]\nmain = \"{main}\"")).start();
+        server.wait("main ran twice", |server| {
+            (server.call("trouble", "figures/1", "").unwrap()["mains"] == 2).then_some(())
+        });
+        assert_eq!(server.service("trouble")["state"], "enabled");
+    }
+}
+
+#[test]
+fn a_service_that_ended_comes_back_when_it_is_called() {
+    let mut server = TestServer::with(&["trouble/Trouble"])
+        .settings("[trouble]\nmain = \"return\"\nrestart = \"temporary\"")
+        .start();
+    server.wait_service("trouble", "has ended", |service| service["state"] == "available");
+    assert_eq!(server.call("trouble", "echo/1", "1").unwrap(), 1);
+}
+
+#[test]
+fn a_crash_loop_backs_off_and_a_manual_start_works() {
+    let mut server = TestServer::with(&["trouble/Trouble"])
+        .settings("[trouble]\nintensity = 1")
+        .start();
+    for _ in 0..2 {
+        assert_eq!(server.call("trouble", "panic/1", "").unwrap_err().code.name(), "panicked");
+    }
+    server.wait_service("trouble", "waits", |service| service["state"] == "waiting");
+    let error = server.call("trouble", "echo/1", "1").unwrap_err();
+    assert_eq!(error.code.name(), "unavailable");
+    assert!(error.text.contains("tried again in"), "{error}");
+    server.ask("start trouble").unwrap();
+    assert_eq!(server.call("trouble", "echo/1", "1").unwrap(), 1);
+}
+
+#[test]
+fn who_waits_for_a_service_that_crashes_gets_an_error() {
+    let mut server = TestServer::with(&["trouble/Trouble", "relay/Relay"]).start();
+    let order = json!({"path": "trouble/Trouble", "method": "never/1", "cookie": 9, "within_ms": 60_000});
+    server.call("relay", "begin/1", &order.to_string()).unwrap();
+    server.call("trouble", "panic/1", "").unwrap_err();
+    let events = server.wait("the answer has come", |server| {
+        let events = server.call("relay", "events/1", "").unwrap();
+        (!events.as_array().unwrap().is_empty()).then_some(events)
+    });
+    assert_eq!((&events[0]["cookie"], &events[0]["error"]), (&json!(9), &json!("unavailable")));
+}
+
+#[test]
+fn calls_that_run_while_another_panics_end_in_peace() {
+    let mut server = TestServer::with(&["trouble/Trouble"]).start();
+    let socket = server.socket();
+    let sleeper = std::thread::spawn(move || zephserver::client::ask(&socket, "call trouble sleep/1 300").unwrap());
+    server.wait("the call is inside", |server| (server.ask("status").unwrap()["pool"]["threads"] == 1).then_some(()));
+    server.call("trouble", "panic/1", "").unwrap_err();
+    assert_eq!(server.call("trouble", "echo/1", "1").unwrap(), 1);
+    assert_eq!(sleeper.join().unwrap(), serde_json::Value::Null);
+}
