@@ -167,14 +167,16 @@ impl Gate {
         }
     }
 
-    /// Waits until the gate may have changed, or the deadline. The caller tries again either way.
+    /// Waits until the gate is open, or the deadline. The caller tries again either way.
     pub fn wait(&self, deadline: Instant) {
-        let seats = self.seats();
-        if self.current().word.load(Ordering::SeqCst) & FLAGS == 0 {
-            return;
+        let mut seats = self.seats();
+        while self.current().word.load(Ordering::SeqCst) & FLAGS != 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            seats = self.changed.wait_timeout(seats, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        drop(self.changed.wait_timeout(seats, left));
     }
 
     /// Takes a seat for an instance, the `serial`-th of its name; nobody can enter it before [`Gate::admit`].
@@ -216,7 +218,8 @@ impl Seat {
     #[inline]
     fn leave(&self) {
         let before = self.word.fetch_sub(1, Ordering::SeqCst);
-        if before & FLAGS != 0 {
+        // Only the last one to leave can be what somebody waits for.
+        if before & FLAGS != 0 && before & !FLAGS == 1 {
             self.wake();
         }
     }
@@ -242,10 +245,16 @@ impl Seat {
         self.wake();
     }
 
-    /// Lets nobody in any more.
-    pub fn close(&self) {
-        self.word.fetch_or(CLOSED, Ordering::SeqCst);
+    /// Lets nobody in any more. False: it was closed already.
+    pub fn close(&self) -> bool {
+        let before = self.word.fetch_or(CLOSED, Ordering::SeqCst);
         self.wake();
+        before & CLOSED == 0
+    }
+
+    /// True once nobody is let in any more.
+    pub fn is_closed(&self) -> bool {
+        self.word.load(Ordering::SeqCst) & CLOSED != 0
     }
 
     /// How many callers are inside.
@@ -253,11 +262,15 @@ impl Seat {
         self.word.load(Ordering::SeqCst) & !FLAGS
     }
 
-    /// Waits until nobody is inside the shut seat, and keeps it so. False at the deadline.
+    /// Waits until nobody is inside the shut or closed seat, and keeps it so. False at the deadline,
+    /// and for a seat that is open.
     pub fn quiesce(&self, deadline: Instant) -> bool {
         let mut seats = self.gate.seats();
         loop {
             let word = self.word.load(Ordering::SeqCst);
+            if word & (SHUT | CLOSED) == 0 {
+                return false;
+            }
             if word & !FLAGS == 0 {
                 let quiet = word | QUIET;
                 if self.word.compare_exchange(word, quiet, Ordering::SeqCst, Ordering::SeqCst).is_ok() {

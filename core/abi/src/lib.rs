@@ -44,6 +44,7 @@ pub use host_table::{Host, HostSide, HostV1, HostV1Ref, table as host_table};
 pub use instance::{Exported, Instance};
 pub use library::{Library, OpenError, key_budget};
 pub use root_table::{PluginSide, RootV1, RootV1Ref, header as root_header, table as root_table};
+pub use truth::monotonic;
 pub use types::{
     Bytes, CallMode, CallOptions, Context, Event, EventKind, EventV1, Failure, Out, Outcome, Report, Scope,
     ServiceId, Sink, StopReason, status,

@@ -22,6 +22,14 @@ pub(crate) fn origin(address: *const c_void) -> Option<(PathBuf, usize)> {
     Some((path, info.dli_fbase as usize))
 }
 
+/// Nanoseconds of `CLOCK_MONOTONIC`: the clock of [`Context::deadline`](crate::Context).
+pub fn monotonic() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is valid for writing.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 struct Search {
     base: usize,
     found: Option<Vec<u8>>,

@@ -204,7 +204,8 @@ pub struct Context<'a> {
     pub callee: u64,
     /// The chain of calls that this one belongs to: the same from the first caller to the last callee.
     pub chain: u64,
-    /// Nanoseconds of `CLOCK_MONOTONIC` by which the caller wants its answer; 0: no such wish.
+    /// Nanoseconds of `CLOCK_MONOTONIC` ([`monotonic`](crate::monotonic)) by which the caller wants its
+    /// answer; 0: no such wish.
     pub deadline: u64,
     /// Trace id (W3C, upper half), 0 when not traced.
     pub trace_high: u64,
@@ -441,6 +442,9 @@ pub enum Report {
     Checkpoint = 3,
     /// This thread panics: message and place. Comes before the entry that it is in fails.
     Panic = 4,
+    /// It will answer the pending call whose token this is (eight native bytes): it came with
+    /// imported state, or from another instance of the service.
+    Resumed = 5,
 }
 
 /// Why a service is asked to stop.
@@ -467,5 +471,5 @@ macro_rules! from_number {
     };
 }
 from_number!(Scope { Node, Cluster, Members });
-from_number!(Report { Ready, Heartbeat, Metrics, Checkpoint, Panic });
+from_number!(Report { Ready, Heartbeat, Metrics, Checkpoint, Panic, Resumed });
 from_number!(StopReason { Disabled, Replaced, Failed });

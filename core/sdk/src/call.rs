@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use zeph_abi::{Context, Out, ServiceId, status};
+use zeph_abi::{Context, Out, Report, ServiceId, status};
 
 use crate::host::Host;
 use crate::{Code, Error, Result, waiting};
@@ -57,7 +57,7 @@ impl<'a> Call<'a> {
     /// The answer comes later: give `Pending` to whoever will have it, and return the `Reply`.
     pub fn defer(&self) -> Result<(Pending, Reply)> {
         let token = self.host.abi().defer(self.host.id, self.context).map_err(from_failure)?;
-        Ok((Pending::resume(self.host, token), Reply(Kind::Later(token))))
+        Ok((Pending::new(self.host, token), Reply(Kind::Later(token))))
     }
 
     /// The answer to a method that this service does not have.
@@ -102,8 +102,15 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// The pending call of a token that came with imported state.
+    /// The pending call of a token that came with imported state, or was handed over: this instance
+    /// answers it from now on.
     pub fn resume(host: &Host, token: u64) -> Self {
+        // A server that does not know this report takes the answer all the same.
+        let _ = host.abi().report(host.id, Report::Resumed, &token.to_ne_bytes());
+        Self::new(host, token)
+    }
+
+    fn new(host: &Host, token: u64) -> Self {
         Self { host: host.clone(), token, cancelled: waiting::watch_cancel(token), answered: false }
     }
 

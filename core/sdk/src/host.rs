@@ -3,8 +3,9 @@
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::RecvTimeoutError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeph_abi::{CallMode, CallOptions, Outcome, Report, Scope, ServiceId, status};
@@ -209,7 +210,8 @@ impl Handle {
     /// Calls on a thread of the server's pool, and is back at the deadline, come what may.
     pub fn call_within(&self, limit: Duration, method: &str, payload: &[u8]) -> Result<Vec<u8>> {
         let options = CallOptions {
-            within: limit.as_nanos() as u64,
+            // Zero would mean the server's own limit.
+            within: limit.as_nanos().max(1) as u64,
             behalf: self.behalf,
             ..CallOptions::new(CallMode::PoolWait)
         };
@@ -251,9 +253,12 @@ impl Handle {
         self.host.abi.credit(self.host.id, token, items).map_err(from_failure)
     }
 
-    /// Calls and iterates over the items of the answer, at most `credit` of them under way at a time.
+    /// Calls and iterates over the items of the answer, at most `credit` of them under way at a time,
+    /// and for `limit` at most.
     pub fn stream(&self, method: &str, payload: &[u8], credit: u32, limit: Duration) -> Result<Stream> {
-        let (cookie, receiver) = waiting::expect_stream(credit);
+        let (cookie, receiver) = waiting::expect_stream(self.host.id, credit);
+        // The server ends the call at the limit; this is for a server that cannot reach us any more.
+        let deadline = Instant::now() + limit + Duration::from_secs(1);
         let begun = self.begin_with(method, payload, CallMode::Later, cookie, credit.max(1), limit);
         let token = match begun {
             Ok(Begun::Pending(token)) => token,
@@ -266,7 +271,7 @@ impl Handle {
                 return Err(error);
             }
         };
-        Ok(Stream { handle: self.clone(), token, cookie, receiver })
+        Ok(Stream { handle: self.clone(), token, cookie, deadline, receiver })
     }
 
     /// The same service, called on behalf of a pending call: the calls belong to its chain.
@@ -335,6 +340,7 @@ pub struct Stream {
     handle: Handle,
     token: u64,
     cookie: u64,
+    deadline: Instant,
     receiver: crossbeam_channel::Receiver<Result<Option<Vec<u8>>>>,
 }
 
@@ -342,13 +348,16 @@ impl Iterator for Stream {
     type Item = Result<Vec<u8>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.receiver.recv() {
+        match self.receiver.recv_deadline(self.deadline) {
             Ok(Ok(Some(item))) => {
                 // Gone already: the end follows in the channel.
                 let _ = self.handle.grant(self.token, 1);
                 Some(Ok(item))
             }
             Ok(Err(error)) => Some(Err(error)),
+            Err(RecvTimeoutError::Timeout) if waiting::forget_stream(self.cookie) => {
+                Some(Err(Error::timeout(format!("the stream of {} did not end in time", self.handle.path))))
+            }
             Ok(Ok(None)) | Err(_) => None,
         }
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use zeph_abi::{Event, EventKind};
+use zeph_abi::{Event, EventKind, ServiceId};
 
 use crate::{Code, Result, event};
 
@@ -70,8 +70,9 @@ pub(crate) fn until_credit(token: u64, limit: Duration, mut send: impl FnMut() -
 
 /// A cookie and the channel in which the items of its stream will arrive. Credit bounds the channel:
 /// nobody sends more than was granted, plus the end.
-pub(crate) fn expect_stream(credit: u32) -> (u64, Receiver<Item>) {
-    let cookie = OWN | COOKIES.fetch_add(1, Ordering::Relaxed);
+pub(crate) fn expect_stream(instance: ServiceId, credit: u32) -> (u64, Receiver<Item>) {
+    // Another generation of the service counts from 1, too: the serial tells them apart.
+    let cookie = OWN | u64::from(instance.serial()) << 32 | COOKIES.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff;
     let (sender, receiver) = crossbeam_channel::bounded(credit.max(1) as usize + 1);
     with(|waiting| waiting.streams.insert(cookie, sender));
     (cookie, receiver)

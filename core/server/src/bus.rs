@@ -15,13 +15,13 @@ use zeph_abi::{
     CallMode, CallOptions, Closed, Context, Entry, Event, EventKind, Failure, Out, Outcome, Scope, ServiceId,
     status,
 };
-use zeph_contract::{Code, Error};
+use zeph_contract::Error;
 
 use crate::clock::{Clock, Due};
 use crate::frames;
 use crate::mailbox::OwnedEvent;
 use crate::manager::{Crash, Message};
-use crate::pending::{Answer, Attended, Caller, Pending, Waiter};
+use crate::pending::{Answer, Attended, Call, Caller, Pending, Waiter};
 use crate::pool::Pool;
 use crate::registry::{CAPACITY, Down, Registry, Slot};
 use crate::settings::Limits;
@@ -68,6 +68,18 @@ pub fn take_panic() -> String {
     if text.is_empty() { "panicked (its SDK did not report where)".into() } else { text }
 }
 
+/// What a call on the pool is inside of, for as long as the call lasts.
+struct Carrier {
+    bus: Arc<Bus>,
+    token: u64,
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        self.bus.pending.remove(self.token);
+    }
+}
+
 /// Puts an error into a reply.
 fn fail(reply: &mut Out<'_>, error: &Error) -> Outcome {
     reply.put(error.text.as_bytes());
@@ -78,8 +90,9 @@ fn fail(reply: &mut Out<'_>, error: &Error) -> Outcome {
 fn ancestors(bus: &Bus, context: Option<&Context<'_>>, behalf: u64) -> Arc<[u32]> {
     let mut slots: Vec<u32> =
         context.into_iter().flat_map(Context::ancestry).map(Context::callee_slot).collect();
-    let behalf = context.map_or(behalf, |context| context.behalf);
-    slots.extend_from_slice(&bus.pending.ancestors(behalf).unwrap_or_default());
+    for token in [behalf, context.map_or(0, |context| context.behalf)] {
+        slots.extend_from_slice(&bus.pending.ancestors(token).unwrap_or_default());
+    }
     slots.into()
 }
 
@@ -166,13 +179,20 @@ impl Bus {
             if options.behalf != 0 {
                 context.behalf = options.behalf;
             }
+            if options.within != 0 {
+                context.deadline = zeph_abi::monotonic() + options.within;
+            }
             if let Some(cancel) = cancel {
                 context = context.with_cancel(cancel);
             }
             entry.call(&context, method, payload, reply)
         });
         match outcome.status {
-            status::PENDING => self.attend(from, slot, method, outcome.value, options, reply),
+            status::PENDING => {
+                // Whoever waits is not inside: the callee may be replaced meanwhile.
+                drop(entry);
+                self.attend(from, slot, method, outcome.value, options, reply)
+            }
             status::PANICKED => {
                 self.crashed(slot, &entry, method);
                 outcome
@@ -190,9 +210,11 @@ impl Bus {
 
     fn report_crash(&self, slot: &Slot, entry: &Entry, step: String) {
         let serial = entry.seat().serial();
-        // From now on callers wait for its successor, also those who come before the manager hears of it.
-        slot.set_down(Down::Coming);
-        entry.seat().close();
+        // From now on callers wait for its successor, also those who come before the manager hears of
+        // it. A second panic in the same instance changes nothing.
+        if entry.seat().close() {
+            slot.set_down(Down::Coming);
+        }
         self.tell_manager(Message::Crashed(Crash { slot: slot.number, serial, step, text: take_panic() }));
     }
 
@@ -316,13 +338,14 @@ impl Bus {
     /// Nobody waits for a call any more: forget it and tell its callee.
     fn give_up(&self, token: u64) {
         if let Some(call) = self.pending.remove(token) {
+            call.abandon_job();
             self.send_cancelled(token, call.callee);
         }
     }
 
     fn send_cancelled(&self, token: u64, callee: ServiceId) {
         if let Some(slot) = callee.slot() {
-            self.deliver(slot, &Event { token, ..Event::new(EventKind::Cancelled) });
+            self.mail(slot, &Event { token, ..Event::new(EventKind::Cancelled) });
         }
     }
 
@@ -347,21 +370,36 @@ impl Bus {
     pub fn reply(&self, token: u64, status: i32, payload: &[u8]) -> Result<(), Error> {
         match self.pending.answer(token, (status, payload.to_vec())) {
             Ok(None) => Ok(()),
-            Ok(Some((caller, answer))) => {
-                self.hand_over(token, caller, answer);
+            Ok(Some((Caller::Thread(waiter), answer))) => {
+                waiter.put(answer);
+                Ok(())
+            }
+            Ok(Some((Caller::Service { slot, cookie }, (status, payload)))) => {
+                let reply = Event::new(EventKind::Reply);
+                self.deliver(slot, &Event { status, token, number: cookie, payload: &payload, ..reply });
                 Ok(())
             }
             Err(()) => Err(Error::not_found("nobody waits for this answer")),
         }
     }
 
-    fn hand_over(&self, token: u64, caller: Caller, (status, payload): Answer) {
-        match caller {
-            Caller::Thread(waiter) => waiter.put((status, payload)),
-            Caller::Service { slot, cookie } => {
-                let reply = Event::new(EventKind::Reply);
-                self.deliver(slot, &Event { status, token, number: cookie, payload: &payload, ..reply });
+    /// Ends a call with an error, from a thread of the server, which must not run a plugin's code.
+    fn end_call(&self, token: u64, call: Call, error: &Error) {
+        call.abandon_job();
+        match call.into_caller() {
+            Some(Caller::Thread(waiter)) => waiter.put((error.code.number(), error.text.clone().into_bytes())),
+            Some(Caller::Service { slot, cookie }) => {
+                let reply = Event { token, number: cookie, ..Event::new(EventKind::Reply) };
+                let status = error.code.number();
+                self.mail(slot, &Event { status, payload: error.text.as_bytes(), ..reply });
             }
+            None => {}
+        }
+    }
+
+    fn mail(&self, slot: u32, event: &Event<'_>) {
+        if let Some(slot) = self.registry.slot(u64::from(slot)) {
+            self.post(slot, OwnedEvent::new(event));
         }
     }
 
@@ -392,10 +430,9 @@ impl Bus {
         if self.clock.cancel(token) || self.subscriptions.cancel(token) {
             return Ok(());
         }
-        let call = self
-            .pending
-            .remove(token)
-            .ok_or_else(|| Error::not_found("no such call, timer or subscription"))?;
+        let call = self.pending.remove(token);
+        let call = call.ok_or_else(|| Error::not_found("no such call, timer or subscription"))?;
+        call.abandon_job();
         self.send_cancelled(token, call.callee);
         Ok(())
     }
@@ -403,15 +440,14 @@ impl Bus {
     /// Answers every pending call that an instance will not answer any more.
     pub fn fail_calls_of(&self, callee: ServiceId, error: &Error) {
         for (token, call) in self.pending.take_where(|call| call.callee == callee) {
-            if let Some(caller) = call.into_caller() {
-                self.hand_over(token, caller, (error.code.number(), error.text.clone().into_bytes()));
-            }
+            self.end_call(token, call, error);
         }
     }
 
     /// Ends the calls that a service made, since nobody is left who would know what to do with the answers.
     pub fn cancel_calls_by(&self, slot: u32) {
         for (token, call) in self.pending.take_where(|call| call.is_of_caller(slot)) {
+            call.abandon_job();
             self.send_cancelled(token, call.callee);
         }
     }
@@ -441,6 +477,7 @@ impl Bus {
             move |answer| waiter.put(answer)
         });
         let Some(ticket) = self.pool.spawn(job) else { return fail(reply, &self.pool_is_full()) };
+        let _waiting = self.pool.waits();
         match waiter.wait(deadline) {
             Some((status, bytes)) => {
                 reply.put(&bytes);
@@ -489,13 +526,16 @@ impl Bus {
         let options = CallOptions { within: limit.as_nanos() as u64, ..*options };
         let bus = self.clone();
         let cancel = Arc::new(AtomicBool::new(false));
-        let job = self.job(from, handle, parent, method, payload, &options, cancel, move |answer| {
+        let job = self.job(from, handle, parent, method, payload, &options, cancel.clone(), move |answer| {
             // Nobody may wait any more: then the deadline has answered.
             let _ = bus.reply(token, answer.0, &answer.1);
         });
-        if self.pool.spawn(job).is_none() {
-            self.pending.remove(token);
-            return fail(reply, &self.pool_is_full());
+        match self.pool.spawn(job) {
+            Some(ticket) => self.pending.attach_job(token, ticket, cancel),
+            None => {
+                self.pending.remove(token);
+                return fail(reply, &self.pool_is_full());
+            }
         }
         Outcome::pending(token)
     }
@@ -525,20 +565,23 @@ impl Bus {
         let (method, payload) = (method.to_vec(), payload.to_vec());
         let mut options = CallOptions { mode: CallMode::Wait as u32, ..*options };
         let inside = ancestors(self, parent, options.behalf);
-        // The chain goes on in another thread: an entry of its own carries what it is inside of.
-        let chain = (!inside.is_empty()).then(|| {
+        let chain = parent.map(|parent| parent.chain);
+        // The chain goes on in another thread: an entry of its own carries what it is inside of, and
+        // goes with the job, whether that ever runs or not.
+        let carrier = (!inside.is_empty()).then(|| {
             let token = self.token();
-            let deadline = Instant::now() + Duration::from_nanos(options.within.max(1)) * 2;
+            let deadline = Instant::now() + Duration::from_nanos(options.within.max(1));
             self.pending.defer(token, ServiceId::SERVER, "", inside, deadline);
             options.behalf = token;
-            token
+            Carrier { bus: self.clone(), token }
         });
         Box::new(move || {
             let mut bytes = Vec::new();
             let mut out = Out::to(&mut bytes);
-            let outcome =
-                bus.direct(from, handle, None, &method, &payload, &options, Some(&cancel), &mut out);
-            chain.map(|token| bus.pending.remove(token));
+            let root = chain.map(|chain| Context::root(from, 0, chain));
+            let (root, cancel) = (root.as_ref(), Some(&*cancel));
+            let outcome = bus.direct(from, handle, root, &method, &payload, &options, cancel, &mut out);
+            drop(carrier);
             done((outcome.status, bytes));
         })
     }
@@ -659,19 +702,13 @@ impl Bus {
         let now = Instant::now();
         let Some((_, call)) = self.pending.take_one_overdue(token, now) else { return };
         let callee = call.callee;
-        let name = callee.slot().map_or("(nobody)", |slot| self.registry.name(slot)).to_string();
-        let text = format!("{name} did not answer {} in time", call.method);
-        if let Some(Caller::Service { slot, cookie }) = call.into_caller() {
+        let name = callee.slot().map_or("(nobody)", |slot| self.registry.name(slot));
+        let error = Error::timeout(format!("{name} did not answer {} in time", call.method));
+        if call.is_attended() {
             self.timeouts.fetch_add(1, Ordering::Relaxed);
-            let reply = Event { number: cookie, token, ..Event::new(EventKind::Reply) };
-            let event = Event { status: Code::Timeout.number(), payload: text.as_bytes(), ..reply };
-            if let Some(slot) = self.registry.slot(u64::from(slot)) {
-                self.post(slot, OwnedEvent::new(&event));
-            }
-            if let Some(slot) = callee.slot().and_then(|slot| self.registry.slot(u64::from(slot))) {
-                self.post(slot, OwnedEvent::new(&Event { token, ..Event::new(EventKind::Cancelled) }));
-            }
+            self.send_cancelled(token, callee);
         }
+        self.end_call(token, call, &error);
     }
 
     /// Somebody's name, for messages.

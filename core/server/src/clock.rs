@@ -66,6 +66,12 @@ impl Clock {
         self.state().timers.retain(|_, timer| timer.slot != slot || timer.serial == serial);
     }
 
+    /// Ends the timers that an instance set; serial 0: that any instance of the slot set.
+    pub fn forget(&self, slot: u32, serial: u32) {
+        let is_its = |timer: &Timer| timer.slot == slot && (serial == 0 || timer.serial == serial);
+        self.state().timers.retain(|_, timer| !is_its(timer));
+    }
+
     /// Tells about a pending call at its deadline.
     pub fn set_deadline(&self, token: u64, at: Instant) {
         self.state().heap.push(Reverse((at, token)));

@@ -191,6 +191,12 @@ impl HostSide for HostTable {
                 let metrics = serde_json::from_slice(payload).map_err(|error| failure(error.into()))?;
                 Message::Metrics(from, metrics)
             }
+            Report::Resumed => {
+                let token = payload.try_into().map(u64::from_ne_bytes);
+                let token = token.map_err(|_| failure(Error::invalid("a token has eight bytes")))?;
+                self.bus.pending.pass_on(token, from);
+                return Ok(());
+            }
             Report::Checkpoint => Message::Checkpoint(from, payload.into()),
             Report::Panic => {
                 let text = String::from_utf8_lossy(payload);

@@ -171,6 +171,17 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Makes a folder that only we can write to, or makes sure that it is one.
+fn make_private(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let (metadata, me) = (fs::symlink_metadata(folder)?, fs::metadata("/proc/self")?.uid());
+    if !metadata.is_dir() || metadata.uid() != me || metadata.mode() & 0o022 != 0 {
+        let text = format!("{} must be a folder of uid {me} that nobody else can write to", folder.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    Ok(())
+}
+
 /// The first letters of a hash, for people.
 pub fn short(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
@@ -180,7 +191,7 @@ impl Loader {
     /// A loader that keeps its copies below `state_path`.
     pub fn new(state_path: &Path, host: Host) -> io::Result<Self> {
         let folder = state_path.join("copies");
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        make_private(&folder)?;
         Ok(Self { folder, host, serials: AtomicU32::new(1) })
     }
 
@@ -189,7 +200,16 @@ impl Loader {
         let copy = self.copy(name, checked, generation).map_err(|error| {
             checked.refusal(format!("cannot be copied to {}: {error}", self.folder.display()))
         })?;
-        let library = Library::open(&copy).map_err(|error| checked.refusal(error.to_string()))?;
+        let loaded = self.open(name, checked, generation, &copy);
+        if loaded.is_err() {
+            // Mapped it may stay, but nobody rolls back to it.
+            let _ = fs::remove_file(&copy);
+        }
+        loaded
+    }
+
+    fn open(&self, name: &str, checked: &Checked, generation: u32, copy: &Path) -> Result<Loaded, Refusal> {
+        let library = Library::open(copy).map_err(|error| checked.refusal(error.to_string()))?;
         if let Some(expected) = ElfFile64::<Endianness>::parse(&*checked.bytes)
             .ok()
             .and_then(|file| file.build_id().ok().flatten().map(<[u8]>::to_vec))
@@ -240,7 +260,7 @@ impl Loader {
         let (hash, pid) = (short(&checked.hash), std::process::id());
         let number = COPIES.fetch_add(1, Ordering::Relaxed);
         let folder = self.folder.join(name);
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        make_private(&folder)?;
         let path = folder.canonicalize()?.join(format!("{generation:04}-{hash}-{pid}-{number}.so"));
         // The name may be left from a process of the same pid: that one is gone.
         let _ = fs::remove_file(&path);

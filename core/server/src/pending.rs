@@ -2,10 +2,13 @@
 //! generations: they pass on when either is replaced.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use zeph_abi::ServiceId;
+
+use crate::pool::Ticket;
 
 /// A status and a payload, or the text of an error.
 pub type Answer = (i32, Vec<u8>);
@@ -56,6 +59,8 @@ pub struct Call {
     pub ancestors: Arc<[u32]>,
     caller: Option<Caller>,
     early: Option<Answer>,
+    /// The pool's job that does it, where it is one, and the flag that the job looks at.
+    job: Option<(Ticket, Arc<AtomicBool>)>,
 }
 
 /// All pending calls of a server.
@@ -90,7 +95,7 @@ impl Pending {
         deadline: Instant,
     ) {
         let method = method.into();
-        let call = Call { callee, method, deadline, credit: 0, ancestors, caller: None, early: None };
+        let call = Call { callee, method, deadline, credit: 0, ancestors, caller: None, early: None, job: None };
         self.calls().insert(token, call);
     }
 
@@ -104,6 +109,20 @@ impl Pending {
         }
         (call.caller, call.credit, call.deadline) = (Some(caller), credit, deadline);
         Attended::Waiting
+    }
+
+    /// Notes which job of the pool does a call.
+    pub fn attach_job(&self, token: u64, ticket: Ticket, cancel: Arc<AtomicBool>) {
+        if let Some(call) = self.calls().get_mut(&token) {
+            call.job = Some((ticket, cancel));
+        }
+    }
+
+    /// Another instance answers a call from now on.
+    pub fn pass_on(&self, token: u64, callee: ServiceId) {
+        if let Some(call) = self.calls().get_mut(&token) {
+            call.callee = callee;
+        }
     }
 
     /// Takes the answer of a call. Answers where it goes: None, if the caller is not back yet and will
@@ -177,6 +196,19 @@ impl Call {
     /// Where the answer goes, if the caller is back already.
     pub fn into_caller(self) -> Option<Caller> {
         self.caller
+    }
+
+    /// True once somebody waits for it.
+    pub fn is_attended(&self) -> bool {
+        self.caller.is_some()
+    }
+
+    /// Nobody waits for it any more: its job, if it is one, is told so.
+    pub fn abandon_job(&self) {
+        if let Some((ticket, cancel)) = &self.job {
+            cancel.store(true, Ordering::Relaxed);
+            ticket.abandon();
+        }
     }
 
     /// True where the answer goes to this slot.

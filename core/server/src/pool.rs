@@ -3,6 +3,7 @@
 //! A job that outlives its deadline cannot be ended; its thread is stuck until the callee returns. A
 //! stuck thread is counted and replaced, so that others go on, up to a bound.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -34,6 +35,21 @@ struct State {
     idle: usize,
     stuck: usize,
     stuck_ever: u64,
+    /// Threads whose job waits for another job.
+    waiting: usize,
+}
+
+thread_local! {
+    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// See [`Pool::waits`].
+pub struct Waits(Arc<Inner>);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.state().waiting -= 1;
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,22 +95,25 @@ impl Pool {
         }
         let ticket = Ticket { phase: Arc::new(Mutex::new(Phase::Queued)), pool: inner.clone() };
         state.queue.push_back((Box::new(work), ticket.clone()));
-        if state.idle < state.queue.len() && state.threads < inner.size + state.stuck.min(STUCK) {
-            state.threads += 1;
-            drop(state);
-            let worker = inner.clone();
-            let name = "zephserver-pool".into();
-            if std::thread::Builder::new().name(name).spawn(move || worker.work()).is_err() {
-                let mut state = inner.state();
-                state.threads -= 1;
-                if state.threads == 0 {
-                    state.queue.pop_back();
-                    return None;
-                }
-            }
+        inner.see_to_workers(&mut state);
+        if state.threads == 0 {
+            state.queue.pop_back();
+            return None;
         }
         inner.wake.notify_one();
         Some(ticket)
+    }
+
+    /// Until the answer is dropped, this thread waits for another job: if it is one of the pool's, it
+    /// does not count.
+    pub fn waits(&self) -> Option<Waits> {
+        if !IS_WORKER.get() {
+            return None;
+        }
+        let mut state = self.inner.state();
+        state.waiting += 1;
+        self.inner.see_to_workers(&mut state);
+        Some(Waits(self.inner.clone()))
     }
 
     /// How the pool stands.
@@ -125,6 +144,7 @@ impl Ticket {
                 let mut state = self.pool.state();
                 state.stuck += 1;
                 state.stuck_ever += 1;
+                self.pool.see_to_workers(&mut state);
             }
             Phase::Stuck | Phase::Done => {}
         }
@@ -153,7 +173,25 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Threads that there may be now.
+    fn room(&self, state: &State) -> usize {
+        self.size + state.stuck.min(STUCK) + state.waiting.min(STUCK)
+    }
+
+    /// Starts a thread where jobs wait for one and there is room.
+    fn see_to_workers(self: &Arc<Self>, state: &mut State) {
+        if state.idle >= state.queue.len() || state.threads >= self.room(state) {
+            return;
+        }
+        let worker = self.clone();
+        let thread = std::thread::Builder::new().name("zephserver-pool".into());
+        if thread.spawn(move || worker.work()).is_ok() {
+            state.threads += 1;
+        }
+    }
+
     fn work(&self) {
+        IS_WORKER.set(true);
         while let Some((work, ticket)) = self.next() {
             if ticket.begin() {
                 // A panic of the server's own code: the hook has printed it; the thread goes on.
@@ -170,7 +208,7 @@ impl Inner {
             if let Some(job) = state.queue.pop_front() {
                 return Some(job);
             }
-            if state.threads > self.size + state.stuck {
+            if state.threads > self.room(&state) {
                 break;
             }
             state.idle += 1;

@@ -12,7 +12,7 @@
 //! their own, so that a step that hangs costs its time limit and no more.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -31,6 +31,10 @@ use crate::settings::Settings;
 const QUIET: Duration = Duration::from_millis(50);
 /// How often that is tried.
 const TRIES: u32 = 3;
+/// How long a new library's constructors and declarations may take.
+const LOADING: Duration = Duration::from_secs(10);
+/// How long a new instance's main is looked at before it is let in.
+const PROBATION: Duration = Duration::from_millis(2);
 /// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -90,6 +94,15 @@ struct Passage {
     /// State passes from the old to the new.
     hands_over: bool,
     old_state_version: u32,
+    main_returned: bool,
+    step: Step,
+}
+
+/// The steps of an old instance: one at a time, also where one took too long and was given up.
+#[derive(Default)]
+struct Step {
+    lock: Arc<Mutex<()>>,
+    was_frozen: bool,
 }
 
 impl Reloader {
@@ -111,7 +124,7 @@ impl Reloader {
         let file = self.file_of(library)?;
         let refused = |refusal: loader::Refusal| Error::new(Code::Incompatible, refusal.to_string());
         let checked = loader::check(&file).map_err(refused)?;
-        self.loader.load(library, &checked, 1).map_err(refused)
+        self.load(library, checked, 1).map_err(|failed| failed.error)
     }
 
     fn file_of(&self, library: &str) -> Result<std::path::PathBuf, Error> {
@@ -142,8 +155,7 @@ impl Reloader {
             let text = &failed.error.text;
             tracing::error!("{library}: not reloaded, the old generation serves on: {text}");
             let refused = hash.filter(|_| failed.file_is_bad).map(|hash| (hash, text.clone()));
-            let _ =
-                self.manager.send(Message::Replacing(Replacing::Abort { library: library.into(), refused }));
+            let _ = self.manager.send(Message::Replacing(Replacing::Abort { library: library.into(), refused }));
             failed.error
         })
     }
@@ -166,25 +178,31 @@ impl Reloader {
         if origin == Origin::Watched {
             let was_refused = borrowed.refused.as_ref().is_some_and(|(bad, _)| *bad == checked.hash);
             if checked.hash == old.hash || was_refused {
-                let abort = Replacing::Abort { library: library.into(), refused: None };
-                let _ = self.manager.send(Message::Replacing(abort));
                 return Ok(json!({"plugin": library, "unchanged": true}));
             }
         }
-        let loaded = self
-            .loader
-            .load(library, &checked, old.generation + 1)
-            .map_err(|refusal| Failed::bad_file(refusal.to_string()))?;
-        let loaded = Arc::new(loaded);
+        let loaded = Arc::new(self.load(library, checked, old.generation + 1)?);
         let mut passages = Vec::new();
         let passed = self.pass(&old, &loaded, borrowed.subjects, &mut passages);
-        if let Err(failed) = passed {
-            passages.iter().for_each(|passage| passage.turn_back());
-            return Err(failed);
-        }
-        let services: Vec<_> = passages.iter().map(|passage| passage.subject.path.to_string()).collect();
-        let candidates = passages.into_iter().map(Passage::arrive).collect();
-        self.ask(|ticket| Replacing::Commit { loaded: loaded.clone(), candidates, ticket })?;
+        let arrived = passed.and_then(|()| {
+            let services: Vec<_> = passages.iter().map(|passage| passage.subject.path.to_string()).collect();
+            let candidates = passages.drain(..).map(Passage::arrive).collect();
+            match self.ask(|ticket| Replacing::Commit { loaded: loaded.clone(), candidates, ticket })? {
+                Ok(()) => Ok(services),
+                // The server stops: the old instances are on their way out already.
+                Err(candidates) => {
+                    candidates.into_iter().for_each(|candidate| self.dismiss(candidate.id, candidate.instance, &candidate.orders));
+                    Err(Failed::later(Error::unavailable("the server stops")))
+                }
+            }
+        });
+        let services = match arrived {
+            Ok(services) => services,
+            Err(failed) => {
+                passages.into_iter().for_each(|passage| self.turn_back(passage));
+                return Err(failed);
+            }
+        };
         let ms = start.elapsed().as_secs_f64() * 1000.0;
         tracing::info!(
             "{library}: generation {} ({}) replaces {} ({}) in {ms:.1} ms",
@@ -194,9 +212,17 @@ impl Reloader {
             short(&old.hash)
         );
         let view = |loaded: &Loaded| json!({"generation": loaded.generation, "hash": short(&loaded.hash)});
-        Ok(
-            json!({"plugin": library, "services": services, "from": view(&old), "to": view(&loaded), "ms": ms}),
-        )
+        Ok(json!({"plugin": library, "services": services, "from": view(&old), "to": view(&loaded), "ms": ms}))
+    }
+
+    /// Loads a library on a thread of its own: its constructors and declarations are the author's code.
+    fn load(&self, library: &str, checked: loader::Checked, generation: u32) -> Result<Loaded, Failed> {
+        let (loader, name) = (self.loader.clone(), library.to_string());
+        let load = move || loader.load(&name, &checked, generation);
+        match within(Instant::now() + LOADING, load) {
+            Some(loaded) => loaded.map_err(|refusal| Failed::bad_file(refusal.to_string())),
+            None => Err(Failed::bad_file(too_long(library, "loading (constructors, setup, info)", LOADING))),
+        }
     }
 
     /// Brings all services of a library to where only the commit is missing.
@@ -210,16 +236,21 @@ impl Reloader {
         for subject in subjects {
             passages.push(self.create(old, loaded, subject)?);
         }
-        let (hand_over, swap): (Vec<&Passage>, Vec<&Passage>) =
-            passages.iter().partition(|passage| passage.hands_over);
-        for passage in swap {
+        for passage in passages.iter_mut().filter(|passage| !passage.hands_over) {
             let limit = passage.subject.options.start_timeout;
             passage.start(None, Instant::now() + limit, limit)?;
         }
-        self.quiesce(&hand_over)?;
+        // Only from here on is anybody held up by the reload.
+        let ids = passages.iter().map(|passage| passage.subject.id).collect();
+        self.ask(|ticket| Replacing::Hold { ids, ticket })?.map_err(Failed::later)?;
+        self.quiesce(passages)?;
         let limit = self.bus.limits.gate_timeout;
         let deadline = Instant::now() + limit;
-        for passage in &hand_over {
+        for passage in passages.iter_mut().filter(|passage| passage.hands_over) {
+            if passage.subject.seat.is_closed() {
+                let text = format!("{} failed just now; try again", passage.subject.path);
+                return Err(Failed::later(Error::busy(text)));
+            }
             let state = passage.export(deadline, limit)?;
             let version = passage.old_state_version;
             passage.start(Some(Inherited { version, state }), deadline, limit)?;
@@ -269,7 +300,10 @@ impl Reloader {
             Ok(life::Event::Failed { step, failure }) => {
                 return Err(Failed::bad_file(format!("{path}: {step} of the new build failed: {failure}")));
             }
-            _ => return Err(Failed::bad_file(too_long(&path.to_string(), "create", limit))),
+            _ => {
+                let _ = self.manager.send(Message::Replacing(Replacing::Forget { id }));
+                return Err(Failed::bad_file(too_long(&path.to_string(), "create", limit)));
+            }
         };
         let old_state_version = before.state_version;
         Ok(Passage {
@@ -282,11 +316,14 @@ impl Reloader {
             instance,
             hands_over,
             old_state_version,
+            main_returned: false,
+            step: Step::default(),
         })
     }
 
-    /// Shuts the gates and waits until nobody is inside.
-    fn quiesce(&self, passages: &[&Passage]) -> Result<(), Failed> {
+    /// Shuts the gates of what hands over, and waits until nobody is inside.
+    fn quiesce(&self, passages: &mut [Passage]) -> Result<(), Failed> {
+        let passages: Vec<&Passage> = passages.iter().filter(|passage| passage.hands_over).collect();
         let seats = || passages.iter().map(|passage| passage.subject.seat);
         for attempt in 1..=TRIES {
             seats().for_each(|seat| seat.shut());
@@ -298,8 +335,8 @@ impl Reloader {
             seats().for_each(|seat| seat.open());
             if attempt == TRIES {
                 return Err(Failed::later(Error::busy(format!(
-                    "{}: calls inside it did not end within {} ms, {TRIES} times: {methods}; what takes longer is to be \
-                     answered later",
+                    "{}: calls inside it did not end within {} ms, {TRIES} times: {methods}; what takes longer \
+                     is to be answered later",
                     busy.subject.path,
                     QUIET.as_millis()
                 ))));
@@ -307,6 +344,36 @@ impl Reloader {
             std::thread::sleep(PAUSE);
         }
         Ok(())
+    }
+
+    /// The new instance goes, the old one goes on.
+    fn turn_back(&self, passage: Passage) {
+        let Passage { subject, id, orders, instance, step, .. } = passage;
+        self.dismiss(id, instance, &orders);
+        let Step { lock, was_frozen } = step;
+        if was_frozen {
+            let (path, old) = (subject.path.clone(), subject.instance.clone());
+            let limit = Duration::from_millis(500);
+            // After a freeze that still runs, whenever that ends.
+            let thaw = move || {
+                let _turn = lock.lock();
+                old.thaw()
+            };
+            match within(Instant::now() + limit, thaw) {
+                Some(Ok(())) => {}
+                Some(Err(failure)) => tracing::error!("{path}: thaw failed: {failure}"),
+                None => tracing::error!("{}", too_long(&path.to_string(), "thaw", limit)),
+            }
+        }
+        subject.seat.open();
+    }
+
+    /// Ends an instance that never served. Its thread is to be its last owner, but for the one that
+    /// asks it to stop.
+    fn dismiss(&self, id: ServiceId, instance: Arc<Instance>, orders: &Sender<Order>) {
+        let _ = self.manager.send(Message::Replacing(Replacing::Forget { id }));
+        let _ = within(Instant::now(), move || instance.stop(zeph_abi::StopReason::Failed));
+        let _ = orders.try_send(Order::End(None));
     }
 
     fn methods_inside(&self, slot: u32) -> String {
@@ -341,78 +408,74 @@ fn within<T: Send + 'static>(deadline: Instant, step: impl FnOnce() -> T + Send 
 
 impl Passage {
     /// Takes the state of the old instance.
-    fn export(&self, deadline: Instant, limit: Duration) -> Result<Exported, Failed> {
-        let step = |name: &'static str, f: fn(&Instance) -> Result<Exported, Failure>| {
-            let (path, instance) = (self.subject.path.to_string(), self.subject.instance.clone());
-            match within(deadline, move || f(&instance)) {
-                Some(Ok(state)) => Ok(state),
-                Some(Err(failure)) => Err(Failed::later(Error::internal(format!(
-                    "{path}: {name} of the old instance failed: {failure}"
-                )))),
-                None => Err(Failed::later(Error::timeout(too_long(
-                    &path,
-                    &format!("{name} of the old instance"),
-                    limit,
-                )))),
-            }
+    fn export(&mut self, deadline: Instant, limit: Duration) -> Result<Exported, Failed> {
+        self.step.was_frozen = true;
+        self.ask_old("freeze", deadline, limit, |instance| instance.freeze())?;
+        self.ask_old("export_state", deadline, limit, Instance::export_state)
+    }
+
+    /// Runs a step of the old instance, one at a time.
+    fn ask_old<T: Send + 'static>(
+        &self,
+        name: &str,
+        deadline: Instant,
+        limit: Duration,
+        f: fn(&Instance) -> Result<T, Failure>,
+    ) -> Result<T, Failed> {
+        let (path, instance) = (self.subject.path.to_string(), self.subject.instance.clone());
+        let lock = self.step.lock.clone();
+        let step = move || {
+            let _turn = lock.lock();
+            f(&instance)
         };
-        step("freeze", |instance| instance.freeze().map(|()| Exported::default()))?;
-        step("export_state", Instance::export_state)
+        let name = format!("{name} of the old instance");
+        match within(deadline, step) {
+            Some(Ok(value)) => Ok(value),
+            Some(Err(failure)) => {
+                Err(Failed::later(Error::internal(format!("{path}: {name} failed: {failure}"))))
+            }
+            None => Err(Failed::later(Error::timeout(too_long(&path, &name, limit)))),
+        }
     }
 
     /// Starts the new instance and waits until it is ready.
-    fn start(&self, inherited: Option<Inherited>, deadline: Instant, limit: Duration) -> Result<(), Failed> {
+    fn start(&mut self, inherited: Option<Inherited>, deadline: Instant, limit: Duration) -> Result<(), Failed> {
         let path = self.subject.path.to_string();
+        let reports = self.declaration.readiness == Readiness::Reported;
+        let (mut initialized, mut reported) = (false, false);
         let _ = self.orders.send(Order::Start(inherited));
-        let mut initialized = false;
-        loop {
+        while !initialized || (reports && !reported) {
             match self.events.recv_deadline(deadline) {
-                // Comes once from `init`, and once more where the service reports that it is ready.
-                Ok(life::Event::Initialized) => {
-                    if initialized || self.declaration.readiness == Readiness::Initialized {
-                        return Ok(());
-                    }
-                    initialized = true;
-                }
+                Ok(life::Event::Initialized) => initialized = true,
+                Ok(life::Event::Ready) => reported = true,
                 Ok(life::Event::Failed { step, failure }) => {
-                    return Err(Failed::bad_file(format!(
-                        "{path}: {step} of the new build failed: {failure}"
-                    )));
+                    return Err(Failed::bad_file(format!("{path}: {step} of the new build failed: {failure}")));
                 }
                 Ok(life::Event::Returned(Err(failure))) => {
                     return Err(Failed::bad_file(format!("{path}: main of the new build failed: {failure}")));
                 }
-                Ok(life::Event::Returned(Ok(()))) if !initialized => {
-                    return Err(Failed::bad_file(format!("{path}: main of the new build returned at once")));
-                }
-                Ok(_) => {}
+                Ok(life::Event::Returned(Ok(()))) => self.main_returned = true,
+                Ok(life::Event::Created(_) | life::Event::Gone) => {}
                 Err(_) => {
-                    let step = if initialized { "getting ready" } else { "import_state, init or main" };
-                    return Err(Failed::bad_file(too_long(
-                        &path,
-                        &format!("{step} of the new build"),
-                        limit,
-                    )));
+                    let step = if initialized { "getting ready" } else { "import_state or init" };
+                    return Err(Failed::bad_file(too_long(&path, &format!("{step} of the new build"), limit)));
                 }
             }
         }
+        self.look_at_main(&path)
     }
 
-    /// The new instance goes, the old one goes on.
-    fn turn_back(&self) {
-        let _ = self.orders.try_send(Order::End(None));
-        let instance = self.instance.clone();
-        // Where its main runs it must be asked to return first.
-        let _ = within(Instant::now(), move || instance.stop(zeph_abi::StopReason::Failed));
-        if self.hands_over {
-            let (path, instance) = (self.subject.path.clone(), self.subject.instance.clone());
-            let limit = Duration::from_millis(500);
-            match within(Instant::now() + limit, move || instance.thaw()) {
-                Some(Ok(())) => {}
-                Some(Err(failure)) => tracing::error!("{path}: thaw failed: {failure}"),
-                None => tracing::error!("{}", too_long(&path.to_string(), "thaw", limit)),
+    /// A main that fails as soon as it runs is not let in.
+    fn look_at_main(&mut self, path: &str) -> Result<(), Failed> {
+        match self.events.recv_timeout(PROBATION) {
+            Ok(life::Event::Returned(Err(failure))) => {
+                Err(Failed::bad_file(format!("{path}: main of the new build failed: {failure}")))
             }
-            self.subject.seat.open();
+            Ok(life::Event::Returned(Ok(()))) => {
+                self.main_returned = true;
+                Ok(())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -425,6 +488,7 @@ impl Passage {
             values: self.values,
             inherits: self.hands_over,
             events: self.events,
+            main_returned: self.main_returned,
         }
     }
 }

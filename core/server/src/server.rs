@@ -81,13 +81,11 @@ pub fn start_server(settings: Settings) -> Result<Server, Error> {
 /// Opens the libraries and checks all settings, as a start would, and starts nothing. Answers what a
 /// start would remark.
 pub fn check(settings: Settings) -> Result<Vec<String>, Error> {
-    let folder = std::env::temp_dir().join(format!("zephserver-check-{}", std::process::id()));
+    let folder = tempfile::Builder::new().prefix("zephserver-check-").tempdir();
+    let folder = folder.map_err(Error::io("cannot make a folder in", std::env::temp_dir()))?;
     let (parts, _queues) = parts(settings);
-    let opened = Loader::new(&folder, parts.host())
-        .map_err(Error::io("cannot make", &folder))
-        .and_then(|loader| inventory::open(&parts.settings, &loader, || true));
-    let _ = std::fs::remove_dir_all(&folder);
-    opened.map(|inventory| inventory.remarks)
+    let loader = Loader::new(folder.path(), parts.host()).map_err(Error::io("cannot use", folder.path()))?;
+    inventory::open(&parts.settings, &loader, || true).map(|inventory| inventory.remarks)
 }
 
 type Queues = (crossbeam_channel::Receiver<Message>, crossbeam_channel::Receiver<Job>);
@@ -188,6 +186,10 @@ impl Server {
         let loader = Loader::new(&settings.state_path, core.host())
             .map(Arc::new)
             .map_err(Error::io("cannot make the folder STATE_PATH", &settings.state_path))?;
+        // Before any thread: where it cannot be opened, nothing is to be undone but the folder.
+        let control = Control::open(&settings.control_socket, core.desk.clone())
+            .map_err(Error::io("cannot open the control socket", &settings.control_socket))
+            .inspect_err(|_| loader.clean_up(&settings.state_path))?;
         let queues = (core.manager.clone(), messages);
         let manager =
             Manager::new(core.bus.clone(), settings.clone(), core.phases.clone(), queues, core.jobs.clone());
@@ -202,8 +204,6 @@ impl Server {
             manager: core.manager.clone(),
         };
         core.thread("reload", move |_| reloader.run(job_queue))?;
-        let control = Control::open(&settings.control_socket, core.desk.clone())
-            .map_err(Error::io("cannot open the control socket", &settings.control_socket))?;
         let of_bootstrap = loader.clone();
         core.thread("bootstrap", move |core| run_bootstrap(&core, &of_bootstrap))?;
         core.thread("end", move |core| end(&core, lock, control, &loader, had_log))?;

@@ -12,7 +12,8 @@ const CAPACITY: usize = 100_000;
 struct Subscriber {
     token: u64,
     slot: u32,
-    serial: u32,
+    /// The instances that asked for it.
+    serials: Vec<u32>,
     /// Brings the event in from other nodes for as long as it is kept.
     _brought: Option<Brought>,
 }
@@ -45,10 +46,10 @@ impl Subscriptions {
         }
         let subscribers = by_event.entry((scope as u32, event.into())).or_default();
         if let Some(known) = subscribers.iter_mut().find(|known| known.slot == slot) {
-            known.serial = serial;
+            known.serials.push(serial);
             return Some(known.token);
         }
-        subscribers.push(Subscriber { token, slot, serial, _brought: bring() });
+        subscribers.push(Subscriber { token, slot, serials: vec![serial], _brought: bring() });
         Some(token)
     }
 
@@ -59,15 +60,30 @@ impl Subscriptions {
 
     /// Ends the subscriptions of a slot that other instances than this one made.
     pub fn keep_only(&self, slot: u32, serial: u32) {
-        self.retain(|subscriber| subscriber.slot != slot || subscriber.serial == serial);
+        self.retain(|subscriber| {
+            if subscriber.slot == slot {
+                subscriber.serials.retain(|known| *known == serial);
+            }
+            !subscriber.serials.is_empty()
+        });
     }
 
-    fn retain(&self, keep: impl Fn(&Subscriber) -> bool) -> bool {
+    /// Ends what an instance asked for, unless another one did, too; serial 0: any instance of the slot.
+    pub fn forget(&self, slot: u32, serial: u32) {
+        self.retain(|subscriber| {
+            if subscriber.slot == slot {
+                subscriber.serials.retain(|known| serial != 0 && *known != serial);
+            }
+            !subscriber.serials.is_empty()
+        });
+    }
+
+    fn retain(&self, keep: impl Fn(&mut Subscriber) -> bool) -> bool {
         let mut by_event = self.by_event();
         let count = |by_event: &HashMap<_, Vec<Subscriber>>| by_event.values().map(Vec::len).sum::<usize>();
         let before = count(&by_event);
         by_event.retain(|_, subscribers| {
-            subscribers.retain(&keep);
+            subscribers.retain_mut(&keep);
             !subscribers.is_empty()
         });
         count(&by_event) < before

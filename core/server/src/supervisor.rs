@@ -167,6 +167,13 @@ impl Supervisor {
         self.state = State::Enabled;
     }
 
+    /// The instance that waited to be run again is gone: the next start makes a new one.
+    pub fn lost_instance(&mut self) {
+        if let State::Waiting { until, .. } = self.state {
+            self.state = State::Waiting { until, fresh: true };
+        }
+    }
+
     fn forget_if_asked(&mut self, event: Event) {
         if event == Event::Start {
             self.restarts.clear();

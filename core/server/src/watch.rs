@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use notify::{EventKind, RecursiveMode, Watcher};
+use serde_json::Value;
 use zeph_abi::ServiceId;
+use zeph_contract::{Code, Error};
 
 use crate::bus::Bus;
 use crate::frames;
@@ -19,6 +21,8 @@ use crate::settings::library_name;
 
 /// A file is loaded when nothing has touched it for so long.
 const DEBOUNCE: Duration = Duration::from_millis(200);
+/// A reload that could not be done just then is tried again after this time.
+const RETRY: Duration = Duration::from_secs(1);
 /// A direct call that takes longer is named.
 const SLOW: Duration = Duration::from_secs(1);
 /// How often calls are looked at.
@@ -47,8 +51,10 @@ pub fn files(folders: &[PathBuf], jobs: Sender<Job>) -> notify::Result<notify::R
 
 fn debounce(changed: &Receiver<String>, jobs: &Sender<Job>) {
     let mut due = BTreeMap::<String, Instant>::new();
+    let mut asked: Vec<(String, Receiver<Result<Value, Error>>)> = Vec::new();
     loop {
-        let next = due.values().min().copied();
+        let look = (!asked.is_empty()).then(|| Instant::now() + DEBOUNCE);
+        let next = due.values().copied().chain(look).min();
         let change = match next {
             Some(at) => changed.recv_deadline(at),
             None => changed.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -63,15 +69,22 @@ fn debounce(changed: &Receiver<String>, jobs: &Sender<Job>) {
         let now = Instant::now();
         let ripe: Vec<String> = due.extract_if(.., |_, at| *at <= now).map(|(library, _)| library).collect();
         for library in ripe {
-            // Whoever listens to no answer finds it in the log and in `status`.
-            let (ticket, _) = Ticket::new();
-            if jobs
-                .try_send(Job::Reload { library: library.clone(), origin: Origin::Watched, ticket })
-                .is_err()
-            {
-                due.insert(library, now + DEBOUNCE);
+            let (ticket, answer) = Ticket::new();
+            let job = Job::Reload { library: library.clone(), origin: Origin::Watched, ticket };
+            match jobs.try_send(job) {
+                Ok(()) => asked.push((library, answer)),
+                Err(_) => drop(due.insert(library, now + RETRY)),
             }
         }
+        // What could not be done just now is tried again; all else stands in the log and in `status`.
+        asked.retain(|(library, answer)| match answer.try_recv() {
+            Ok(Err(error)) if matches!(error.code, Code::Busy | Code::Unavailable) => {
+                due.entry(library.clone()).or_insert(now + RETRY);
+                false
+            }
+            Ok(_) | Err(TryRecvError::Disconnected) => false,
+            Err(TryRecvError::Empty) => true,
+        });
     }
 }
 

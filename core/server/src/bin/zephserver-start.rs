@@ -1,5 +1,6 @@
 //! Starts a server in the foreground.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -7,6 +8,16 @@ use std::sync::Arc;
 use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use zephserver::{Error, Server, Settings};
+
+/// Prints a line. Who closed the pipe wants no more lines; the server goes on.
+macro_rules! say {
+    ($($words:tt)*) => { let _ = writeln!(std::io::stdout(), $($words)*); };
+}
+
+/// The same for errors.
+macro_rules! warn {
+    ($($words:tt)*) => { let _ = writeln!(std::io::stderr(), $($words)*); };
+}
 
 /// Start a server in the foreground. It stops on `zephserver-stop`, SIGTERM or Ctrl-C; SIGHUP reopens its log.
 #[derive(Parser)]
@@ -22,7 +33,7 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => code.into(),
         Err(error) => {
-            eprintln!("zephserver-start: {error}");
+            warn!("zephserver-start: {error}");
             error.exit_code().into()
         }
     }
@@ -38,19 +49,19 @@ fn run(arguments: &Arguments) -> Result<u8, Error> {
     let server = Arc::new(Server::launch(settings.clone())?);
     let watched = server.clone();
     std::thread::spawn(move || runtime.block_on(signals.forward(&watched)));
-    println!("zephserver {} starts, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
+    say!("zephserver {} starts, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
     if server.wait_ready() {
         say_ready(&server, &settings, arguments);
     }
     let ended = server.wait();
     if let Some(error) = &ended.error {
-        eprintln!("zephserver-start: {error}");
+        warn!("zephserver-start: {error}");
     }
     for name in &ended.left_behind {
-        eprintln!("zephserver-start: {name} did not stop in time and was left behind");
+        warn!("zephserver-start: {name} did not stop in time and was left behind");
     }
     if ended.error.is_none() {
-        println!("Stopped");
+        say!("Stopped");
     }
     // Threads of services that were left behind end with the process.
     Ok(ended.exit_code())
@@ -61,11 +72,11 @@ fn no_signals(arguments: &Arguments, source: std::io::Error) -> Error {
 }
 
 fn say_ready(server: &Server, settings: &Settings, arguments: &Arguments) {
-    println!("Ready: {} services", settings.services.len());
+    say!("Ready: {} services", settings.services.len());
     for (service, address) in server.addresses() {
-        println!("  {service} listens on {address}");
+        say!("  {service} listens on {address}");
     }
-    println!("  stop it:  zephserver-stop --settings {}", arguments.settings.display());
+    say!("  stop it:  zephserver-stop --settings {}", arguments.settings.display());
 }
 
 struct Signals {
@@ -90,7 +101,7 @@ impl Signals {
                 _ = self.interrupt.recv() => server.request_stop(),
                 _ = self.hang_up.recv() => {
                     if let Err(error) = zephserver::reopen_log() {
-                        eprintln!("zephserver-start: the log file cannot be opened anew: {error}");
+                        warn!("zephserver-start: the log file cannot be opened anew: {error}");
                     }
                 }
             }

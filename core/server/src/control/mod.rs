@@ -9,7 +9,7 @@ mod desk;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,8 +79,19 @@ impl Control {
     }
 }
 
-/// Bound under another name and renamed, so that it never stands there with wider rights.
+/// Bound under another name and renamed, so that it never stands there with wider rights. Takes the
+/// place of a dead server's socket, and of nothing else.
 fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Ok(there) = std::fs::symlink_metadata(path) {
+        let text = match there.file_type().is_socket() {
+            true if std::os::unix::net::UnixStream::connect(path).is_err() => None,
+            true => Some("another server listens there; give this one a socket of its own"),
+            false => Some("something else than a socket is there"),
+        };
+        if let Some(text) = text {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+        }
+    }
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}", std::process::id()));
     let hidden = path.with_file_name(name);

@@ -55,6 +55,10 @@ pub struct Life {
 /// An instance that serves no more and ends by itself.
 pub struct Retired {
     life: Life,
+    /// Its main has returned, or never ran.
+    main_is_over: bool,
+    /// It has no call inside and no job left, or is not to finish them.
+    is_drained: bool,
     ended: bool,
 }
 
@@ -98,23 +102,34 @@ impl Life {
 
 impl Retired {
     pub fn new(life: Life) -> Self {
-        Self { life, ended: false }
+        let main_is_over = !life.main_runs && life.instance.is_some();
+        Self { life, main_is_over, is_drained: false, ended: false }
     }
 
-    /// Asks it to stop, or ends it where its main does not run.
+    /// Asks it to stop, once it has nothing left to do.
     pub fn stop(&mut self, name: &str, reason: StopReason) {
-        if self.life.main_runs {
+        if !std::mem::replace(&mut self.is_drained, true) && self.life.main_runs {
             self.life.stop(name, reason);
-        } else if self.life.instance.is_some() {
-            self.end();
         }
+        self.end_if_over();
     }
 
-    /// Has it destroyed. Its thread does so when the last caller has left.
-    pub fn end(&mut self) {
-        if !std::mem::replace(&mut self.ended, true) {
-            let _ = self.life.orders.try_send(Order::End(self.life.seat));
+    /// It did not stop in time: it ends when it ends.
+    pub fn give_up(&mut self) {
+        self.is_drained = true;
+    }
+
+    /// Its main has returned, or could not begin.
+    pub fn main_ended(&mut self) {
+        self.main_is_over = true;
+        self.end_if_over();
+    }
+
+    /// Has it destroyed. Its thread does so when the last caller has left, and is to be the last owner.
+    fn end_if_over(&mut self) {
+        if self.main_is_over && self.is_drained && !std::mem::replace(&mut self.ended, true) {
             self.life.instance = None;
+            let _ = self.life.orders.try_send(Order::End(self.life.seat));
         }
     }
 
@@ -224,6 +239,8 @@ impl Container {
                 let view =
                     json!({"service": self.path.to_string(), "state": "enabled", "generation": generation});
                 self.start_tickets.drain(..).for_each(|ticket| ticket.answer(Ok(view.clone())));
+                let again = Error::cancelled(format!("{} was started again meanwhile", self.path));
+                self.stop_tickets.drain(..).for_each(|ticket| ticket.answer(Err(again.clone())));
             }
             State::Waiting { .. } | State::Available => {
                 let reason = self.failure.clone().unwrap_or_else(|| "it was stopped".into());

@@ -38,6 +38,8 @@ pub enum Event {
     Failed { step: &'static str, failure: Failure },
     /// `init` has returned.
     Initialized,
+    /// The service says itself that it is ready.
+    Ready,
     /// `main` has returned.
     Returned(Result<(), Failure>),
     /// The instance is destroyed, or never was; the thread ends.

@@ -26,7 +26,7 @@ use crate::loader::Loaded;
 use crate::phase::{Phase, Phases};
 use crate::registry::Down;
 use crate::reload::Job;
-use crate::settings::{ServicePath, ServiceSettings, Settings};
+use crate::settings::{ServiceOptions, ServicePath, ServiceSettings, Settings};
 use crate::supervisor::{Action, Event, State};
 
 pub use command::{Command, Ticket, listed, unknown_verb};
@@ -73,6 +73,8 @@ pub enum Message {
     Replacing(Replacing),
     /// A library was opened for a command that waits for it.
     Opened(Result<Loaded, Error>, Box<(Command, Ticket)>),
+    /// An instance that was replaced has no call inside and no job left.
+    Drained(ServiceId),
     /// Nothing more comes.
     Quit,
 }
@@ -105,6 +107,8 @@ struct Startup {
 struct Shutdown {
     rest: Vec<u32>,
     current: Option<u32>,
+    /// Until when replaced instances are waited for, once all services have stopped.
+    until: Option<Instant>,
     ticket: Sender<Vec<String>>,
 }
 
@@ -122,7 +126,8 @@ pub struct Manager {
     order: Vec<u32>,
     retired: HashMap<ServiceId, Retired>,
     candidates: HashMap<ServiceId, Sender<life::Event>>,
-    left_behind: Vec<String>,
+    /// Instances that did not stop in time, by name.
+    left: HashMap<ServiceId, String>,
     startup: Option<Startup>,
     shutdown: Option<Shutdown>,
     started_at: SystemTime,
@@ -159,7 +164,7 @@ impl Manager {
             order: Vec::new(),
             retired: HashMap::new(),
             candidates: HashMap::new(),
-            left_behind: Vec::new(),
+            left: HashMap::new(),
             startup: None,
             shutdown: None,
             started_at: SystemTime::now(),
@@ -193,6 +198,10 @@ impl Manager {
     }
 
     fn start_all(&mut self, ticket: Sender<Result<(), String>>) {
+        if self.is_stopping() {
+            let _ = ticket.send(Err("it was stopped while it started".into()));
+            return;
+        }
         self.startup = Some(Startup { rest: self.order.iter().copied().collect(), current: None, ticket });
         self.go_on();
     }
@@ -201,14 +210,24 @@ impl Manager {
         if let Some(startup) = self.startup.take() {
             let _ = startup.ticket.send(Err("it was stopped while it started".into()));
         }
-        self.shutdown = Some(Shutdown { rest: self.order.clone(), current: None, ticket });
+        // A reload that is under way is over: its commit will be refused.
+        let libraries: Vec<String> = self.plugins.keys().cloned().collect();
+        libraries.iter().for_each(|library| self.release(library));
+        let names: Vec<(ServiceId, String)> =
+            self.retired.keys().map(|id| (*id, self.bus.who(*id).to_string())).collect();
+        for (id, name) in names {
+            self.bus.fail_calls_of(id, &Error::cancelled("the server stops"));
+            self.retired.get_mut(&id).into_iter().for_each(|retired| retired.stop(&name, StopReason::Replaced));
+        }
+        self.shutdown = Some(Shutdown { rest: self.order.clone(), current: None, until: None, ticket });
         self.go_on();
     }
 
     /// Takes messages until `Quit`. On a thread of its own.
     pub fn run(mut self) {
         loop {
-            let wake = self.containers.values().filter_map(|container| container.wake).min();
+            let wakes = self.containers.values().filter_map(|container| container.wake);
+            let wake = wakes.chain(self.shutdown.as_ref().and_then(|shutdown| shutdown.until)).min();
             let message = match wake {
                 Some(at) => self.messages.recv_deadline(at),
                 None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -224,6 +243,9 @@ impl Manager {
 
     fn wake_due(&mut self) {
         let now = Instant::now();
+        if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.until.is_some_and(|until| until <= now)) {
+            self.go_on();
+        }
         let is_due = |container: &&Container| container.wake.is_some_and(|at| at <= now);
         let due: Vec<u32> = self.containers.values().filter(is_due).map(|container| container.slot).collect();
         for slot in due {
@@ -253,6 +275,7 @@ impl Manager {
                 self.with_instance(id, |container| container.checkpoint = Some(state));
             }
             Message::Crashed(crash) => self.on_crash(crash),
+            Message::Called(_) if self.is_stopping() => {}
             Message::Called(slot) => self.step(slot, Event::Called),
             Message::Adopt(loaded, listed) => self.adopt(loaded, listed),
             Message::StartAll(ticket) => self.start_all(ticket),
@@ -260,7 +283,15 @@ impl Manager {
             Message::Command(command, ticket) => self.on_command(command, ticket),
             Message::Replacing(step) => self.on_replacing(step),
             Message::Opened(opened, waiting) => self.on_opened(opened, *waiting),
+            Message::Drained(id) => self.on_drained(id),
             Message::Quit => {}
+        }
+    }
+
+    fn on_drained(&mut self, id: ServiceId) {
+        let name = self.bus.who(id).to_string();
+        if let Some(retired) = self.retired.get_mut(&id) {
+            retired.stop(&name, StopReason::Replaced);
         }
     }
 
@@ -306,8 +337,10 @@ impl Manager {
                 self.with(slot, |container| container.main_runs(false));
                 self.on_returned(slot, result);
             }
+            life::Event::Ready => {}
             life::Event::Gone => {
                 self.with(slot, |container| container.life = None);
+                self.forget_dealings(slot, id);
                 self.step(slot, Event::Gone);
             }
         }
@@ -337,7 +370,7 @@ impl Manager {
     fn on_ready(&mut self, id: ServiceId) {
         let Some(slot) = id.slot() else { return };
         if let Some(candidate) = self.candidates.get(&id) {
-            let _ = candidate.send(life::Event::Initialized);
+            let _ = candidate.send(life::Event::Ready);
             return;
         }
         let initialized = self
@@ -395,18 +428,15 @@ impl Manager {
         match event {
             life::Event::Gone => {
                 self.retired.remove(&id);
+                self.left.remove(&id);
+                self.go_on();
             }
-            life::Event::Returned(_) | life::Event::Failed { .. } => {
-                if let Some(retired) = self.retired.get_mut(&id) {
-                    retired.end();
-                }
+            life::Event::Returned(_) | life::Event::Failed { .. } | life::Event::Created(_) => {
+                // Its thread is to be the last owner of the instance.
+                drop(event);
+                self.retired.get_mut(&id).into_iter().for_each(Retired::main_ended);
             }
-            life::Event::Created(_) => {
-                if let Some(retired) = self.retired.get_mut(&id) {
-                    retired.end();
-                }
-            }
-            life::Event::Initialized => {}
+            life::Event::Initialized | life::Event::Ready => {}
         }
     }
 
@@ -491,10 +521,13 @@ impl Manager {
     }
 
     fn order(&mut self, slot: u32, order: life::Order) {
-        let life = self.containers.get(&slot).and_then(|container| container.life.as_ref());
-        if let Some(life) = life
-            && life.orders.try_send(order).is_err()
-        {
+        let life = self.containers.get_mut(&slot).and_then(|container| container.life.as_mut());
+        let Some(life) = life else { return };
+        if matches!(order, life::Order::End(_)) {
+            // The thread is to be the last owner: what an author does in `drop` must not hold us up.
+            life.instance = None;
+        }
+        if life.orders.try_send(order).is_err() {
             tracing::error!("{}: its thread takes no orders", self.bus.registry.name(slot));
         }
     }
@@ -552,14 +585,21 @@ impl Manager {
         container.close();
         let Some(life) = container.life.take() else { return };
         let name = self.bus.registry.name(slot).to_string();
-        let text = format!("{name} ended before it answered; its log line says why");
-        self.bus.fail_calls_of(life.id, &Error::unavailable(text));
-        self.bus.cancel_calls_by(slot);
+        self.forget_dealings(slot, life.id);
         self.mark_stopping(life.id);
         let id = life.id;
         let mut retired = Retired::new(life);
         retired.stop(&name, reason);
         self.retired.insert(id, retired);
+    }
+
+    /// Ends what an instance that is gone had under way: calls to it, calls by it, timers, subscriptions.
+    fn forget_dealings(&self, slot: u32, id: ServiceId) {
+        let text = format!("{} ended before it answered; the log says why", self.bus.registry.name(slot));
+        self.bus.fail_calls_of(id, &Error::unavailable(text));
+        self.bus.cancel_calls_by(slot);
+        self.bus.clock.forget(slot, 0);
+        self.bus.subscriptions.forget(slot, 0);
     }
 
     fn mark_stopping(&self, id: ServiceId) {
@@ -598,8 +638,11 @@ impl Manager {
             );
             self.bus.fail_calls_of(life.id, &Error::unavailable(format!("{name} did not stop in time")));
             container.fail(format!("did not stop within {limit} s; left behind"));
-            self.left_behind.push(name);
-            self.retired.insert(life.id, Retired::new(life));
+            let id = life.id;
+            self.left.insert(id, name);
+            let mut retired = Retired::new(life);
+            retired.give_up();
+            self.retired.insert(id, retired);
         }
     }
 
@@ -653,7 +696,20 @@ impl Manager {
                     return self.step(slot, Event::Stop);
                 }
                 None => {
-                    let _ = shutdown.ticket.send(std::mem::take(&mut self.left_behind));
+                    let now = Instant::now();
+                    let until = *shutdown.until.get_or_insert(now + ServiceOptions::default().stop_timeout);
+                    let ending = |id: &ServiceId| !self.left.contains_key(id);
+                    let names: Vec<String> = self
+                        .retired
+                        .keys()
+                        .filter(|id| ending(id))
+                        .map(|id| format!("{} (a replaced instance)", self.bus.who(*id)))
+                        .collect();
+                    if !names.is_empty() && now < until {
+                        return;
+                    }
+                    let left = self.left.values().cloned().chain(names).collect();
+                    let _ = shutdown.ticket.send(left);
                     self.shutdown = None;
                 }
             }

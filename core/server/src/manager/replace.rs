@@ -11,8 +11,8 @@ use zeph_abi::{Instance, Seat, ServiceId, StopReason};
 use zeph_contract::Error;
 use zeph_contract::event::Change;
 
-use super::container::{Life, Retired};
-use super::{Manager, life};
+use super::container::{Container, Life, Retired};
+use super::{Manager, Message, life};
 use crate::bus::Bus;
 use crate::loader::Loaded;
 use crate::settings::{ServiceOptions, ServicePath};
@@ -20,14 +20,18 @@ use crate::supervisor::{Event, State};
 
 /// The steps of a reload that only the manager can do.
 pub enum Replacing {
-    /// Lend me the services of this library, and leave them alone meanwhile.
+    /// Which services of this library run?
     Begin { library: String, ticket: Sender<Result<Borrowed, Error>> },
+    /// Leave these alone from now on.
+    Hold { ids: Vec<ServiceId>, ticket: Sender<Result<(), Error>> },
     /// Send me what this new instance tells.
     Candidate { id: ServiceId, events: Sender<life::Event> },
-    /// The new instances serve from now on.
-    Commit { loaded: Arc<Loaded>, candidates: Vec<Candidate>, ticket: Sender<()> },
+    /// The new instances serve from now on. They come back where they must not.
+    Commit { loaded: Arc<Loaded>, candidates: Vec<Candidate>, ticket: Sender<Result<(), Vec<Candidate>>> },
     /// Nothing has changed; the file (its hash) is not to be tried again for this reason.
     Abort { library: String, refused: Option<(String, String)> },
+    /// A new instance will not serve: what it had asked for is void.
+    Forget { id: ServiceId },
 }
 
 /// What the reloader is lent.
@@ -40,6 +44,7 @@ pub struct Borrowed {
 
 /// A service that runs, to be replaced.
 pub struct Subject {
+    pub id: ServiceId,
     pub slot: u32,
     pub path: ServicePath,
     pub values: Map<String, Value>,
@@ -59,29 +64,54 @@ pub struct Candidate {
     pub inherits: bool,
     /// What it has told since it is ready.
     pub events: Receiver<life::Event>,
+    /// Its main had returned before it was ready.
+    pub main_returned: bool,
+}
+
+fn subject(container: &Container) -> Option<Subject> {
+    let life = container.life.as_ref()?;
+    Some(Subject {
+        id: life.id,
+        slot: container.slot,
+        path: container.path.clone(),
+        values: container.settings.values.clone(),
+        options: container.settings.options.clone(),
+        instance: life.instance.clone()?,
+        seat: life.seat?,
+    })
 }
 
 impl Manager {
     pub(super) fn on_replacing(&mut self, step: Replacing) {
         match step {
             Replacing::Begin { library, ticket } => {
-                let borrowed = self.lend(&library);
-                let _ = ticket.send(borrowed);
+                let _ = ticket.send(self.subjects(&library));
+            }
+            Replacing::Hold { ids, ticket } => {
+                let held = self.hold(&ids);
+                let _ = ticket.send(held);
             }
             Replacing::Candidate { id, events } => {
                 self.candidates.insert(id, events);
             }
             Replacing::Commit { loaded, candidates, ticket } => {
-                self.commit(loaded, candidates);
-                let _ = ticket.send(());
+                let done = self.commit(loaded, candidates);
+                let _ = ticket.send(done);
             }
             Replacing::Abort { library, refused } => self.abort(&library, refused),
+            Replacing::Forget { id } => {
+                self.candidates.remove(&id);
+                if let Some(slot) = id.slot() {
+                    self.bus.clock.forget(slot, id.serial());
+                    self.bus.subscriptions.forget(slot, id.serial());
+                }
+            }
         }
     }
 
-    fn lend(&mut self, library: &str) -> Result<Borrowed, Error> {
-        let plugin = self.plugins.get(library);
-        let Some(plugin) = plugin else {
+    /// What is to be replaced, as it stands now. Nothing is held yet.
+    fn subjects(&self, library: &str) -> Result<Borrowed, Error> {
+        let Some(plugin) = self.plugins.get(library) else {
             return Err(Error::not_found(format!(
                 "plugin `{library}` is not loaded; start it: zephserver start {library}"
             )));
@@ -89,40 +119,51 @@ impl Manager {
         if self.is_stopping() || self.startup.is_some() {
             return Err(Error::unavailable("the server starts or stops; nothing is reloaded meanwhile"));
         }
-        let of_library = |slot: &&u32| self.containers.get(slot).is_some_and(|c| c.path.library == library);
-        let slots: Vec<u32> = self.order.iter().filter(of_library).copied().collect();
-        for container in slots.iter().filter_map(|slot| self.containers.get(slot)) {
-            if matches!(container.supervisor.state(), State::Starting | State::Stopping { .. }) {
-                return Err(Error::busy(format!(
-                    "{} is just starting or stopping; try again",
-                    container.path
-                )));
-            }
-        }
         let (loaded, refused) = (plugin.loaded.clone(), plugin.refused.clone());
         let mut subjects = Vec::new();
-        for slot in slots {
-            let Some(container) = self.containers.get_mut(&slot) else { continue };
-            let Some(life) =
-                container.life.as_ref().filter(|_| container.supervisor.state() == State::Enabled)
-            else {
-                continue;
-            };
-            let (Some(instance), Some(seat)) = (life.instance.clone(), life.seat) else { continue };
-            subjects.push(Subject {
-                slot,
-                path: container.path.clone(),
-                values: container.settings.values.clone(),
-                options: container.settings.options.clone(),
-                instance,
-                seat,
-            });
-            container.reloading = true;
+        for container in self.of_library(library) {
+            match container.supervisor.state() {
+                State::Enabled => subjects.extend(subject(container)),
+                State::Starting | State::Stopping { .. } => {
+                    let text = format!("{} is just starting or stopping; try again", container.path);
+                    return Err(Error::busy(text));
+                }
+                State::Available | State::Waiting { .. } => {}
+            }
         }
         Ok(Borrowed { loaded, subjects, refused })
     }
 
-    fn commit(&mut self, loaded: Arc<Loaded>, candidates: Vec<Candidate>) {
+    fn of_library(&self, library: &str) -> impl Iterator<Item = &Container> {
+        let containers = self.order.iter().filter_map(|slot| self.containers.get(slot));
+        containers.filter(move |container| container.path.library == library)
+    }
+
+    /// Leaves these services alone from now on, if they are still the same.
+    fn hold(&mut self, ids: &[ServiceId]) -> Result<(), Error> {
+        if self.is_stopping() {
+            return Err(Error::unavailable("the server stops"));
+        }
+        let is_same = |id: &ServiceId| {
+            let container = id.slot().and_then(|slot| self.containers.get(&slot));
+            container.is_some_and(|c| c.is_now(*id) && c.supervisor.state() == State::Enabled)
+        };
+        if let Some(changed) = ids.iter().find(|id| !is_same(id)) {
+            return Err(Error::busy(format!("{} changed meanwhile; try again", self.bus.who(*changed))));
+        }
+        for slot in ids.iter().filter_map(|id| id.slot()) {
+            self.with(slot, |container| container.reloading = true);
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, loaded: Arc<Loaded>, candidates: Vec<Candidate>) -> Result<(), Vec<Candidate>> {
+        let is_held = |candidate: &Candidate| {
+            self.containers.get(&candidate.slot).is_some_and(|container| container.reloading)
+        };
+        if self.is_stopping() || !candidates.iter().all(is_held) {
+            return Err(candidates);
+        }
         let library = loaded.name.clone();
         self.register(loaded.clone());
         for candidate in candidates {
@@ -130,20 +171,22 @@ impl Manager {
         }
         self.release(&library);
         // Who could not run with the old build may run with the new one.
-        let waits: Vec<u32> = self
-            .containers
-            .values()
-            .filter(|c| c.path.library == library && matches!(c.supervisor.state(), State::Waiting { .. }))
-            .map(|container| container.slot)
-            .collect();
-        waits.into_iter().for_each(|slot| self.step(slot, Event::Start));
+        let waits = |container: &&Container| matches!(container.supervisor.state(), State::Waiting { .. });
+        let waiting: Vec<u32> = self.of_library(&library).filter(waits).map(|container| container.slot).collect();
+        for slot in waiting {
+            self.discard(slot, StopReason::Replaced);
+            self.with(slot, |container| container.supervisor.lost_instance());
+            self.step(slot, Event::Start);
+        }
+        Ok(())
     }
 
     fn take_over(&mut self, loaded: &Arc<Loaded>, candidate: Candidate) {
-        let Candidate { slot, id, orders, instance, values, inherits, events } = candidate;
+        let Candidate { slot, id, orders, instance, values, inherits, events, main_returned } = candidate;
         self.candidates.remove(&id);
         // This thread forwards them: whatever came before now is in the channel.
-        let main_runs = !events.try_iter().any(|event| matches!(event, life::Event::Returned(_)));
+        let main_runs =
+            !main_returned && !events.try_iter().any(|event| matches!(event, life::Event::Returned(_)));
         let Some(place) = self.bus.registry.slot(u64::from(slot)) else { return };
         let Some(container) = self.containers.get_mut(&slot) else { return };
         let seat = place.gate.seat(instance.clone(), id.serial());
@@ -171,27 +214,19 @@ impl Manager {
         }
     }
 
-    /// Lets an old instance finish its calls and jobs, then asks it to stop.
+    /// Lets an old instance finish its calls and jobs; then it is asked to stop.
     fn drain(&mut self, old: Life) {
-        let (id, seat, instance) = (old.id, old.seat, old.instance.clone());
-        let runs = old.main_runs;
-        let mut retired = Retired::new(old);
-        if !runs {
-            retired.end();
-        }
-        self.retired.insert(id, retired);
+        let (id, seat) = (old.id, old.seat);
+        self.retired.insert(id, Retired::new(old));
         self.mark_stopping(id);
-        let (bus, limit) = (self.bus.clone(), self.bus.limits.drain_timeout);
+        let (bus, sender, limit) = (self.bus.clone(), self.sender.clone(), self.bus.limits.drain_timeout);
         let drained = std::thread::Builder::new().name("zephserver-drain".into()).spawn(move || {
             wait_until_drained(&bus, id, seat, limit);
-            if let (Some(instance), true) = (instance, runs)
-                && let Err(failure) = instance.stop(StopReason::Replaced)
-            {
-                tracing::error!("{}: the old instance's disable failed: {failure}", bus.who(id));
-            }
+            let _ = sender.send(Message::Drained(id));
         });
         if let Err(error) = drained {
-            tracing::error!("{}: the old instance stays: no thread to drain it: {error}", self.bus.who(id));
+            tracing::error!("{}: not drained: no thread: {error}", self.bus.who(id));
+            self.on_drained(id);
         }
     }
 
@@ -203,7 +238,7 @@ impl Manager {
     }
 
     /// The reload is over, one way or the other: what was postponed happens now.
-    fn release(&mut self, library: &str) {
+    pub(super) fn release(&mut self, library: &str) {
         let held: Vec<u32> = self
             .containers
             .values()

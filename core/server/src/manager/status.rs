@@ -28,7 +28,7 @@ impl Manager {
             "started": seconds(self.started_at),
             "settings": self.settings.file,
             "services": self.order.iter().filter_map(|slot| self.containers.get(slot)).map(|c| self.view(c)).collect::<Vec<_>>(),
-            "left_behind": self.left_behind,
+            "left_behind": self.left.values().collect::<Vec<_>>(),
             "generations": {
                 "loaded": self.generations,
                 "draining": self.retired.values().map(|retired| retired.generation()).collect::<Vec<_>>(),

@@ -74,7 +74,8 @@ pub(super) fn seconds(node: &Node) -> Option<Duration> {
         Written::Number(seconds) => seconds,
         _ => return None,
     };
-    (seconds > 0.0).then(|| Duration::try_from_secs_f64(seconds).ok()).flatten()
+    // A thousand years are for ever, and still fit into every sum of times.
+    (seconds > 0.0 && seconds < 3.2e10).then(|| Duration::try_from_secs_f64(seconds).ok()).flatten()
 }
 
 /// The tables that speak to a service, the most special one last.
