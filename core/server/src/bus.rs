@@ -233,7 +233,6 @@ impl Bus {
         };
         let behalf = options.behalf;
         let mut inside = None;
-        let mut was_called = false;
         loop {
             let limit = match slot.gate.enter() {
                 Ok(entry) => return Ok(entry),
@@ -257,9 +256,8 @@ impl Bus {
                         return Err(Error::unavailable(format!("{} does not serve: {reason}", slot.name)));
                     }
                     Down::Asleep => {
-                        if !std::mem::replace(&mut was_called, true) {
-                            self.tell_manager(Message::Called(slot.number));
-                        }
+                        // Once in each slice: its main may return again before we are in.
+                        self.tell_manager(Message::Called(slot.number));
                         patience(RESURRECTION)
                     }
                     Down::Coming => patience(RESURRECTION),
@@ -637,6 +635,7 @@ impl Bus {
         let Some(slot) = self.registry.slot(u64::from(slot)) else { return };
         while let Some(event) = slot.mailbox.pop() {
             match self.wait_to_enter(slot, None, &CallOptions::WAIT) {
+                Ok(_) if !slot.mailbox.is_wanted(&event) => {}
                 Ok(entry) => self.tell(slot, &entry, &event.lend()),
                 Err(error) => {
                     slot.mailbox.drop_one();
@@ -677,7 +676,7 @@ impl Bus {
         for (slot, token) in &subscribers {
             let (name, payload) = (name.clone(), payload.clone());
             if let Some(slot) = self.registry.slot(u64::from(*slot)) {
-                self.post(slot, OwnedEvent { kind, status: 0, token: *token, number: *token, name, payload });
+                self.post(slot, OwnedEvent { kind, status: 0, token: *token, number: *token, name, payload, epoch: 0 });
             }
         }
         subscribers.len() as u64

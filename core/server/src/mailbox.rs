@@ -2,7 +2,7 @@
 //! through here, so that nobody who tells an event is held up by whoever hears it.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use zeph_abi::{Event, EventKind};
@@ -19,6 +19,8 @@ pub struct OwnedEvent {
     pub number: u64,
     pub name: Arc<str>,
     pub payload: Arc<[u8]>,
+    /// The epoch of the mailbox when it came in.
+    pub epoch: u32,
 }
 
 impl OwnedEvent {
@@ -30,7 +32,13 @@ impl OwnedEvent {
             number: event.number,
             name: event.name.into(),
             payload: event.payload.into(),
+            epoch: 0,
         }
+    }
+
+    /// True for what concerns whoever lives under the name, whenever it began.
+    fn is_news(&self) -> bool {
+        matches!(self.kind, EventKind::Published | EventKind::Said | EventKind::Node)
     }
 
     pub fn lend(&self) -> Event<'_> {
@@ -50,6 +58,8 @@ impl OwnedEvent {
 pub struct Mailbox {
     queue: Mutex<Queue>,
     dropped: AtomicU64,
+    /// Counts how often the service began anew from nothing.
+    epoch: AtomicU32,
 }
 
 #[derive(Default)]
@@ -72,6 +82,7 @@ impl Mailbox {
     /// Adds an event. True: the caller must see to it that somebody delivers.
     pub fn push(&self, event: OwnedEvent) -> bool {
         let mut queue = self.queue();
+        let event = OwnedEvent { epoch: self.epoch.load(Ordering::Relaxed), ..event };
         if queue.events.len() >= CAPACITY {
             drop(queue);
             self.drop_one();
@@ -87,6 +98,18 @@ impl Mailbox {
         let event = queue.events.pop_front();
         queue.attended = event.is_some();
         event
+    }
+
+    /// Throws away what only the instance that is gone could use: its timers, and what belongs to calls.
+    pub fn forget_dealings(&self) {
+        let mut queue = self.queue();
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+        queue.events.retain(OwnedEvent::is_news);
+    }
+
+    /// False for what only an instance that is gone could use.
+    pub fn is_wanted(&self, event: &OwnedEvent) -> bool {
+        event.is_news() || event.epoch == self.epoch.load(Ordering::Relaxed)
     }
 
     /// Counts an event that nobody could take.

@@ -143,11 +143,15 @@ impl Pending {
         self.calls().remove(&token)
     }
 
-    /// Uses up one item of credit. Err(false): none left; Err(true): nobody waits.
+    /// Uses up one item of credit, unless the caller takes no stream. Err(false): none left; Err(true):
+    /// nobody waits.
     pub fn take_credit(&self, token: u64) -> Result<Caller, bool> {
         let mut calls = self.calls();
         let call = calls.get_mut(&token).ok_or(true)?;
         let caller = call.caller.clone().ok_or(false)?;
+        if matches!(caller, Caller::Thread(_)) {
+            return Ok(caller);
+        }
         call.credit = call.credit.checked_sub(1).ok_or(false)?;
         Ok(caller)
     }

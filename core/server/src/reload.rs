@@ -154,7 +154,8 @@ impl Reloader {
         reloaded.map_err(|failed| {
             let text = &failed.error.text;
             tracing::error!("{library}: not reloaded, the old generation serves on: {text}");
-            let refused = hash.filter(|_| failed.file_is_bad).map(|hash| (hash, text.clone()));
+            // A file that cannot even be read has no hash, and is tried again at its next change.
+            let refused = failed.file_is_bad.then(|| (hash.unwrap_or_default(), text.clone()));
             let _ = self.manager.send(Message::Replacing(Replacing::Abort { library: library.into(), refused }));
             failed.error
         })

@@ -8,6 +8,8 @@
 //!     │                 ▼                     ▼ crashed
 //!     └──────────── Waiting (back-off) ◄──────┘
 //!      Stop             │ due ─► Starting, or Enabled again with the same instance
+//!
+//! Enabled ─ main returned, and is not to be run again by itself ─► Ended ─ called ─► Enabled
 //! ```
 //! A first failure within a period is mended at once; from the second on there is a growing wait with
 //! full jitter; beyond the intensity the service is on probation: it is tried again slowly, for ever.
@@ -32,6 +34,9 @@ pub enum State {
     Starting,
     /// Its main runs, and it serves.
     Enabled,
+    /// Its main has returned and is not run again by itself; the instance is there, and a call or a
+    /// start runs it again.
+    Ended,
     /// It was asked to stop. `again`: it is started again afterwards.
     Stopping { again: bool },
     /// It failed, and is tried again then. `fresh`: with a new instance.
@@ -120,8 +125,8 @@ impl Supervisor {
             (State::Starting, Event::Start | Event::Called) => return Vec::new(),
 
             (State::Enabled, Event::Returned { well }) => match self.options.restart {
-                Restart::Temporary => (State::Available, vec![Discard]),
-                Restart::Transient if well => (State::Available, vec![Discard]),
+                Restart::Temporary => (State::Ended, vec![]),
+                Restart::Transient if well => (State::Ended, vec![]),
                 _ => return self.restart(false, now, roll, Vec::new()),
             },
             (State::Enabled, Event::Crashed | Event::Failed | Event::Gone) => match self.options.restart {
@@ -130,6 +135,11 @@ impl Supervisor {
             },
             (State::Enabled, Event::Stop) => (State::Stopping { again: false }, vec![AskStop, stop_limit]),
             (State::Enabled, Event::Start | Event::Called | Event::Ready | Event::Due) => return Vec::new(),
+
+            (State::Ended, Event::Start | Event::Called) => (State::Enabled, vec![RunAgain]),
+            (State::Ended, Event::Stop) => (State::Stopping { again: false }, vec![AskStop, stop_limit]),
+            (State::Ended, Event::Crashed | Event::Gone) => (State::Available, vec![Discard]),
+            (State::Ended, _) => return Vec::new(),
 
             (State::Waiting { fresh: true, .. }, Event::Due | Event::Start) => {
                 self.forget_if_asked(event);
@@ -169,9 +179,11 @@ impl Supervisor {
 
     /// The instance that waited to be run again is gone: the next start makes a new one.
     pub fn lost_instance(&mut self) {
-        if let State::Waiting { until, .. } = self.state {
-            self.state = State::Waiting { until, fresh: true };
-        }
+        self.state = match self.state {
+            State::Waiting { until, .. } => State::Waiting { until, fresh: true },
+            State::Ended => State::Available,
+            other => other,
+        };
     }
 
     fn forget_if_asked(&mut self, event: Event) {
@@ -285,9 +297,11 @@ mod tests {
         ] {
             let mut service = at(State::Enabled, restart);
             service.step(event, now, 1.0);
-            assert_eq!(service.state() != State::Available, runs, "{restart:?} {event:?}");
+            let rests = matches!(service.state(), State::Available | State::Ended);
+            assert_eq!(!rests, runs, "{restart:?} {event:?}");
             service.step(Event::Called, now, 1.0);
-            assert_ne!(service.state(), State::Available, "a call resurrects: {restart:?} {event:?}");
+            let runs = matches!(service.state(), State::Starting | State::Enabled);
+            assert!(runs, "a call resurrects: {restart:?} {event:?}");
         }
     }
 
@@ -310,6 +324,7 @@ mod tests {
             State::Available,
             State::Starting,
             State::Enabled,
+            State::Ended,
             waiting(true),
             waiting(false),
             stopping(true),

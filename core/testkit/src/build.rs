@@ -13,11 +13,11 @@ impl Build {
         Self(std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())))
     }
 
-    /// Writes other words over a text in the file, padded with blanks: another build.
+    /// Writes other words behind a mark in the file, up to the next `|`, padded with blanks: another build.
     pub fn patched(mut self, mark: &str, words: &str) -> Self {
         let at = self.0.windows(mark.len()).position(|window| window == mark.as_bytes());
         let start = at.unwrap_or_else(|| panic!("no {mark:?} in the library")) + mark.len();
-        let room = self.0[start..].iter().take_while(|byte| (32..127).contains(*byte)).count();
+        let room = self.0[start..].iter().take_while(|byte| **byte != b'|').count();
         assert!(words.len() <= room, "{words:?} is longer than the {room} bytes that are there");
         self.0[start..start + room].fill(b' ');
         self.0[start..start + words.len()].copy_from_slice(words.as_bytes());

@@ -244,7 +244,10 @@ impl TestServer {
 
     /// Waits until `status` says something of a service.
     pub fn wait_service(&mut self, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-        self.wait(&format!("{name}: {what}"), |server| Some(server.service(name)).filter(|service| is_so(service)))
+        self.wait(&format!("{name}: {what}"), |server| {
+            let services = server.ask(&format!("services {name}")).ok()?;
+            Some(services[0].clone()).filter(|service| is_so(service))
+        })
     }
 
     /// Opens a connection to the control socket.

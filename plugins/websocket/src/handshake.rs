@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(status(request(|text| text.replace("websocket\r\n", "h2c\r\n"))), "426");
         assert_eq!(status(request(|text| text.replace("13\r\n", "8\r\n"))), "426");
         assert_eq!(status(request(|text| text.replace("dGhl", ""))), "400");
-        assert_eq!(status(read(&[b'x'; 100], "/ws")), "400");
+        assert_eq!(status(read(b"no HTTP at all\r\n\r\n", "/ws")), "400");
         assert_eq!(request(|text| text.trim_end().into()), Reading::More);
     }
 }

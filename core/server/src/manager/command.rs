@@ -194,7 +194,7 @@ impl Manager {
             (Err(error), _) => ticket.answer(Err(error)),
             (Ok(slot), Command::Create(_)) => {
                 let name = self.bus.registry.name(slot).to_string();
-                self.note(slot, State::Available, Event::Stop);
+                self.note(slot, State::Available);
                 ticket.answer(Ok(json!({"service": name, "state": "available"})));
             }
             (Ok(slot), _) => self.start_these(vec![slot], ticket),

@@ -204,14 +204,15 @@ impl Container {
         seat
     }
 
-    /// Why it does not serve, for its callers. None: it does.
-    pub fn down(&self, last: Event) -> Option<Down> {
+    /// Why it does not serve, for its callers, and where it stood `before`. None: it does.
+    pub fn down(&self, before: State) -> Option<Down> {
         let failure = || self.failure.clone().unwrap_or_default();
         let name = &self.path;
         Some(match self.supervisor.state() {
             State::Enabled => return None,
             State::Starting => Down::Coming,
-            State::Available if matches!(last, Event::Returned { .. } | Event::Crashed) => Down::Asleep,
+            State::Ended => Down::Asleep,
+            State::Available if matches!(before, State::Enabled | State::Ended) => Down::Asleep,
             State::Available => Down::Off(format!("it is disabled; start it: zephserver start {name}")),
             State::Stopping { again: true } => Down::Coming,
             State::Stopping { again: false } => Down::Off("it is being stopped".into()),
@@ -247,7 +248,7 @@ impl Container {
                 let error = Error::unavailable(format!("{} does not run: {reason}", self.path));
                 self.start_tickets.drain(..).for_each(|ticket| ticket.answer(Err(error.clone())));
             }
-            State::Starting | State::Stopping { .. } => {}
+            State::Ended | State::Starting | State::Stopping { .. } => {}
         }
         if state == State::Available {
             let view = json!({"service": self.path.to_string(), "state": "available"});

@@ -463,7 +463,7 @@ impl Manager {
         for action in actions {
             self.perform(slot, action);
         }
-        self.note(slot, before, event);
+        self.note(slot, before);
         self.go_on();
     }
 
@@ -489,19 +489,19 @@ impl Manager {
     }
 
     /// What follows from a new state: why callers wait or not, who hears of it, which waits are over.
-    fn note(&mut self, slot: u32, before: State, event: Event) {
+    fn note(&mut self, slot: u32, before: State) {
         let Some(container) = self.containers.get_mut(&slot) else { return };
         let state = container.supervisor.state();
         if state != before {
             container.since = SystemTime::now();
         }
-        if matches!(state, State::Enabled | State::Available) {
+        if matches!(state, State::Enabled | State::Ended | State::Available) {
             container.wake = None;
         }
-        if matches!(state, State::Waiting { .. }) {
+        if matches!(state, State::Waiting { .. } | State::Ended) {
             container.close();
         }
-        let down = container.down(event);
+        let down = container.down(before);
         container.answer_tickets();
         if let (Some(down), Some(slot)) = (down, self.bus.registry.slot(u64::from(slot))) {
             slot.set_down(down);
@@ -600,6 +600,7 @@ impl Manager {
         self.bus.cancel_calls_by(slot);
         self.bus.clock.forget(slot, 0);
         self.bus.subscriptions.forget(slot, 0);
+        self.bus.registry.slot(u64::from(slot)).inspect(|slot| slot.mailbox.forget_dealings());
     }
 
     fn mark_stopping(&self, id: ServiceId) {
@@ -657,7 +658,7 @@ impl Manager {
             if let Some(slot) = startup.current {
                 let Some(container) = self.containers.get(&slot) else { return };
                 let failed = match container.supervisor.state() {
-                    State::Enabled => None,
+                    State::Enabled | State::Ended => None,
                     State::Starting if container.failure_count == 0 => return,
                     _ if container.settings.options.optional => None,
                     _ => Some(container.failure.clone().unwrap_or_else(|| "it did not start".into())),

@@ -128,7 +128,7 @@ impl Manager {
                     let text = format!("{} is just starting or stopping; try again", container.path);
                     return Err(Error::busy(text));
                 }
-                State::Available | State::Waiting { .. } => {}
+                State::Available | State::Ended | State::Waiting { .. } => {}
             }
         }
         Ok(Borrowed { loaded, subjects, refused })
@@ -172,6 +172,13 @@ impl Manager {
         self.release(&library);
         // Who could not run with the old build may run with the new one.
         let waits = |container: &&Container| matches!(container.supervisor.state(), State::Waiting { .. });
+        let ended = |container: &&Container| container.supervisor.state() == State::Ended;
+        let asleep: Vec<u32> = self.of_library(&library).filter(ended).map(|container| container.slot).collect();
+        for slot in asleep {
+            // Whoever calls it next gets an instance of the new build.
+            self.discard(slot, StopReason::Replaced);
+            self.with(slot, |container| container.supervisor.lost_instance());
+        }
         let waiting: Vec<u32> = self.of_library(&library).filter(waits).map(|container| container.slot).collect();
         for slot in waiting {
             self.discard(slot, StopReason::Replaced);

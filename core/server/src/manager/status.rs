@@ -55,6 +55,7 @@ impl Manager {
             State::Available => "available",
             State::Starting => "starting",
             State::Enabled => "enabled",
+            State::Ended => "available",
             State::Stopping { .. } => "stopping",
             State::Waiting { .. } => "waiting",
         };

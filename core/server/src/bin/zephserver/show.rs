@@ -70,14 +70,14 @@ fn status(answer: &Value) {
     ));
     let (generations, calls, pool) = (&answer["generations"], &answer["calls"], &answer["pool"]);
     line(&format!(
-        "plugin copies {} of {}; calls pending {}, slow {}, timed out {}; pool {} threads, {} stuck",
+        "plugin copies {} of {}; pool {} threads, {} stuck\ncalls: {} pending, {} slow, {} timed out",
         generations["copies"],
         generations["limit"],
+        pool["threads"],
+        pool["stuck"],
         calls["pending"],
         calls["slow"],
-        calls["timeouts"],
-        pool["threads"],
-        pool["stuck"]
+        calls["timeouts"]
     ));
     if let Some(list) = answer["left_behind"].as_array().filter(|list| !list.is_empty()) {
         line(&format!("left behind: {}", list.iter().map(text).collect::<Vec<_>>().join(", ")));
