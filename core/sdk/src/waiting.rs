@@ -72,7 +72,8 @@ pub(crate) fn until_credit(token: u64, limit: Duration, mut send: impl FnMut() -
 /// nobody sends more than was granted, plus the end.
 pub(crate) fn expect_stream(instance: ServiceId, credit: u32) -> (u64, Receiver<Item>) {
     // Another generation of the service counts from 1, too: the serial tells them apart.
-    let cookie = OWN | u64::from(instance.serial()) << 32 | COOKIES.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff;
+    let cookie =
+        OWN | u64::from(instance.serial()) << 32 | COOKIES.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff;
     let (sender, receiver) = crossbeam_channel::bounded(credit.max(1) as usize + 1);
     with(|waiting| waiting.streams.insert(cookie, sender));
     (cookie, receiver)

@@ -385,7 +385,9 @@ impl Bus {
     fn end_call(&self, token: u64, call: Call, error: &Error) {
         call.abandon_job();
         match call.into_caller() {
-            Some(Caller::Thread(waiter)) => waiter.put((error.code.number(), error.text.clone().into_bytes())),
+            Some(Caller::Thread(waiter)) => {
+                waiter.put((error.code.number(), error.text.clone().into_bytes()))
+            }
             Some(Caller::Service { slot, cookie }) => {
                 let reply = Event { token, number: cookie, ..Event::new(EventKind::Reply) };
                 let status = error.code.number();
@@ -676,7 +678,10 @@ impl Bus {
         for (slot, token) in &subscribers {
             let (name, payload) = (name.clone(), payload.clone());
             if let Some(slot) = self.registry.slot(u64::from(*slot)) {
-                self.post(slot, OwnedEvent { kind, status: 0, token: *token, number: *token, name, payload, epoch: 0 });
+                self.post(
+                    slot,
+                    OwnedEvent { kind, status: 0, token: *token, number: *token, name, payload, epoch: 0 },
+                );
             }
         }
         subscribers.len() as u64

@@ -95,7 +95,8 @@ impl Pending {
         deadline: Instant,
     ) {
         let method = method.into();
-        let call = Call { callee, method, deadline, credit: 0, ancestors, caller: None, early: None, job: None };
+        let call =
+            Call { callee, method, deadline, credit: 0, ancestors, caller: None, early: None, job: None };
         self.calls().insert(token, call);
     }
 

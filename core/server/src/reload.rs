@@ -156,7 +156,8 @@ impl Reloader {
             tracing::error!("{library}: not reloaded, the old generation serves on: {text}");
             // A file that cannot even be read has no hash, and is tried again at its next change.
             let refused = failed.file_is_bad.then(|| (hash.unwrap_or_default(), text.clone()));
-            let _ = self.manager.send(Message::Replacing(Replacing::Abort { library: library.into(), refused }));
+            let _ =
+                self.manager.send(Message::Replacing(Replacing::Abort { library: library.into(), refused }));
             failed.error
         })
     }
@@ -192,7 +193,9 @@ impl Reloader {
                 Ok(()) => Ok(services),
                 // The server stops: the old instances are on their way out already.
                 Err(candidates) => {
-                    candidates.into_iter().for_each(|candidate| self.dismiss(candidate.id, candidate.instance, &candidate.orders));
+                    candidates.into_iter().for_each(|candidate| {
+                        self.dismiss(candidate.id, candidate.instance, &candidate.orders)
+                    });
                     Err(Failed::later(Error::unavailable("the server stops")))
                 }
             }
@@ -213,7 +216,9 @@ impl Reloader {
             short(&old.hash)
         );
         let view = |loaded: &Loaded| json!({"generation": loaded.generation, "hash": short(&loaded.hash)});
-        Ok(json!({"plugin": library, "services": services, "from": view(&old), "to": view(&loaded), "ms": ms}))
+        Ok(
+            json!({"plugin": library, "services": services, "from": view(&old), "to": view(&loaded), "ms": ms}),
+        )
     }
 
     /// Loads a library on a thread of its own: its constructors and declarations are the author's code.
@@ -440,7 +445,12 @@ impl Passage {
     }
 
     /// Starts the new instance and waits until it is ready.
-    fn start(&mut self, inherited: Option<Inherited>, deadline: Instant, limit: Duration) -> Result<(), Failed> {
+    fn start(
+        &mut self,
+        inherited: Option<Inherited>,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<(), Failed> {
         let path = self.subject.path.to_string();
         let reports = self.declaration.readiness == Readiness::Reported;
         let (mut initialized, mut reported) = (false, false);
@@ -450,7 +460,9 @@ impl Passage {
                 Ok(life::Event::Initialized) => initialized = true,
                 Ok(life::Event::Ready) => reported = true,
                 Ok(life::Event::Failed { step, failure }) => {
-                    return Err(Failed::bad_file(format!("{path}: {step} of the new build failed: {failure}")));
+                    return Err(Failed::bad_file(format!(
+                        "{path}: {step} of the new build failed: {failure}"
+                    )));
                 }
                 Ok(life::Event::Returned(Err(failure))) => {
                     return Err(Failed::bad_file(format!("{path}: main of the new build failed: {failure}")));
@@ -459,7 +471,11 @@ impl Passage {
                 Ok(life::Event::Created(_) | life::Event::Gone) => {}
                 Err(_) => {
                     let step = if initialized { "getting ready" } else { "import_state or init" };
-                    return Err(Failed::bad_file(too_long(&path, &format!("{step} of the new build"), limit)));
+                    return Err(Failed::bad_file(too_long(
+                        &path,
+                        &format!("{step} of the new build"),
+                        limit,
+                    )));
                 }
             }
         }

@@ -24,8 +24,9 @@ pub fn built(name: &str) -> PathBuf {
     let folder = std::env::var_os("ZEPHSERVER_BIN").map(PathBuf::from).unwrap_or_else(|| {
         let test = std::env::current_exe().expect("a test has a path");
         let folder = test.parent().expect("a test is in a folder");
-        // Tests are in target/release/deps, what was built is one above.
-        if folder.ends_with("deps") { folder.parent().expect("deps is in a folder").into() } else { folder.into() }
+        // Tests are in target/release/deps, examples in target/release/examples: what was built is above.
+        let is_below = folder.ends_with("deps") || folder.ends_with("examples");
+        if is_below { folder.parent().expect("it is in a folder").into() } else { folder.into() }
     });
     let file = folder.join(name);
     assert!(file.exists(), "{} is not built; run: cargo build --release --workspace", file.display());
@@ -127,7 +128,7 @@ impl TestServer {
         let services = serde_json::to_string(&self.services).expect("texts are JSON");
         let own = format!(
             "LOCK_FILE = \"server.lock\"\nCONFIGURATION_NETWORK_INTERFACE_SERVER = \"interface.sock\"\nPLUGIN_PATH = \
-             [\"plugins\"]\nLOG_LEVEL = \"DEBUG\"\nSERVICE_LIST = {services}\n{}",
+             [\"plugins\"]\nLOG_LEVEL = \"INFO\"\nSERVICE_LIST = {services}\n{}",
             self.settings
         );
         let file = self.path("settings.toml");
@@ -238,7 +239,8 @@ impl TestServer {
 
     /// What `status` says of a service.
     pub fn service(&self, name: &str) -> Value {
-        let services = self.ask(&format!("services {name}")).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let services =
+            self.ask(&format!("services {name}")).unwrap_or_else(|error| panic!("{name}: {error}"));
         services[0].clone()
     }
 
@@ -269,7 +271,8 @@ impl TestServer {
 
     /// Sends it a signal by its name: `TERM`.
     pub fn signal(&self, name: &str) {
-        let sent = std::process::Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        let sent =
+            std::process::Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
         assert!(sent.is_ok_and(|status| status.success()), "kill -{name}");
     }
 

@@ -65,8 +65,11 @@ impl Service for Router {
                     Ok(reply) => pending.reply(reply),
                     Err(error) => pending.fail(&error),
                 };
-                // The peer may have gone meanwhile.
-                answered.or_else(|error| Ok(tracing::debug!("{error}")))
+                if let Err(error) = answered {
+                    // The peer has gone meanwhile.
+                    tracing::debug!("{error}");
+                }
+                Ok(())
             }
             Event::Published { name: SERVICE_CHANGED, payload } => {
                 let changed: ServiceChanged = serde_json::from_slice(payload)?;

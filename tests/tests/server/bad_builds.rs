@@ -77,15 +77,23 @@ fn a_half_written_file_is_waited_for() {
 
 #[test]
 fn builds_that_panic() {
-    for step in ["create", "import", "init", "main"] {
+    for step in ["declare", "create", "import", "init", "main"] {
         let server = counter();
-        refused(&server, &build(&format!("name=two state=1 fail={step}")), &["told to panic in", step, "lib.rs:"]);
+        refused(
+            &server,
+            &build(&format!("name=two state=1 fail={step}")),
+            &["told to panic in", step, "lib.rs:"],
+        );
     }
 }
 
 #[test]
 fn builds_that_hang() {
-    for (step, part) in [("create", "create took longer than"), ("import", "took longer than 500 ms"), ("init", "took longer than 500 ms")] {
+    for (step, part) in [
+        ("create", "create took longer than"),
+        ("import", "took longer than 500 ms"),
+        ("init", "took longer than 500 ms"),
+    ] {
         let server = counter();
         refused(&server, &build(&format!("name=two state=1 hang={step}")), &[part]);
         assert_eq!(server.stop().code, Some(0), "a hanging candidate does not hold up the stop");
@@ -95,12 +103,23 @@ fn builds_that_hang() {
 #[test]
 fn an_old_build_that_fails_to_hand_over_serves_on() {
     for step in ["freeze", "export"] {
-        let server = TestServer::with(&["trouble/Counter"]).settings(&format!("[trouble]\nfail = \"{step}\"")).start();
+        let server =
+            TestServer::with(&["trouble/Counter"]).settings(&format!("[trouble]\nfail = \"{step}\"")).start();
         server.call("trouble", "add/1", "3").unwrap();
         let error = server.ask("reload trouble").unwrap_err();
         assert!(error.text.contains(&format!("told to panic in {step}")), "{error}");
         assert_eq!(server.call("trouble", "get/1", "").unwrap(), 3);
     }
+}
+
+#[test]
+fn an_old_build_that_panics_in_thaw_is_open_again() {
+    let mut server = TestServer::with(&["trouble/Counter"]).settings("[trouble]\nfail = \"thaw\"").start();
+    server.call("trouble", "add/1", "3").unwrap();
+    server.install("trouble", &build("name=two state=1 fail=init"));
+    server.ask("reload trouble").unwrap_err();
+    server.wait_log("thaw failed");
+    assert_eq!(server.call("trouble", "get/1", "").unwrap(), 3);
 }
 
 #[test]
@@ -121,9 +140,11 @@ fn a_refused_file_is_not_tried_again_by_itself() {
 
 /// Compiles C to a library.
 fn compile(server: &TestServer, source: &str, extra: &[&str]) -> std::path::PathBuf {
-    let (c, library) = (server.path("plugins/source.c"), server.library("trouble").with_extension("compiled"));
+    let (c, library) =
+        (server.path("plugins/source.c"), server.library("trouble").with_extension("compiled"));
     std::fs::write(&c, source).unwrap();
-    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&c).args(extra).output();
+    let compiled =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&c).args(extra).output();
     let compiled = compiled.expect("cc is there, as rustc needs it");
     assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
     library

@@ -11,12 +11,11 @@ fn relay(server: &TestServer, method: &str, order: Value) -> Result<Value, Error
     server.call("relay", method, &order.to_string())
 }
 
-
-
 #[test]
 fn at_once_and_with_an_error() {
     let server = pair();
-    let order = |method: &str| json!({"path": "trouble/Trouble", "method": method, "payload": {"a": [1, "ü"]}});
+    let order =
+        |method: &str| json!({"path": "trouble/Trouble", "method": method, "payload": {"a": [1, "ü"]}});
     assert_eq!(relay(&server, "call/1", order("echo/1")).unwrap(), json!({"a": [1, "ü"]}));
     let error = relay(&server, "call/1", order("fail/1")).unwrap_err();
     assert_eq!((error.code.name(), error.text.as_str()), ("refused", "as you wish"));
@@ -96,9 +95,7 @@ fn call_within_is_answered_at_its_deadline() {
 #[test]
 fn a_call_on_the_pool_is_answered_by_event() {
     let mut server = pair();
-    let order = |method: &str, payload: Value, cookie: u64| {
-        json!({"path": "trouble/Trouble", "method": method, "payload": payload, "cookie": cookie, "within_ms": 100})
-    };
+    let order = |method: &str, payload: Value, cookie: u64| json!({"path": "trouble/Trouble", "method": method, "payload": payload, "cookie": cookie, "within_ms": 100});
     relay(&server, "begin_pool/1", order("echo/1", json!(3), 1)).unwrap();
     assert_eq!(wait_events(&mut server, 1)[0], json!({"cookie": 1, "reply": "3"}));
     relay(&server, "begin_pool/1", order("sleep/1", json!(60_000), 2)).unwrap();

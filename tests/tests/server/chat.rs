@@ -7,8 +7,10 @@ use tungstenite::stream::MaybeTlsStream;
 use tungstenite::{Message, WebSocket};
 use zephserver_testkit::{Build, TestServer, deadline};
 
-const RING: [&str; 5] = ["session/Session", "room/Room", "tasks/Tasks", "router/Router", "websocket/WebSocket"];
-const SETTINGS: &str = "PORT_ZEPH = 0\n[TASKS_PATH]\nTaskEcho = \"tasks/TaskEcho\"\n\"chat.say\" = \"tasks/ChatSay\"";
+const RING: [&str; 5] =
+    ["session/Session", "room/Room", "tasks/Tasks", "router/Router", "websocket/WebSocket"];
+const SETTINGS: &str =
+    "PORT_ZEPH = 0\n[TASKS_PATH]\nTaskEcho = \"tasks/TaskEcho\"\n\"chat.say\" = \"tasks/ChatSay\"";
 
 struct Client(WebSocket<MaybeTlsStream<TcpStream>>);
 
@@ -83,7 +85,10 @@ fn what_cannot_be_done_is_said() {
     assert_eq!(client.read()["msgtype"], "user_list");
     client.send(json!({"task": "nope", "id": 3}));
     let error = client.read();
-    assert_eq!((&error["code"], &error["name"], &error["id"]), (&json!("not_found"), &json!("nope"), &json!(3)));
+    assert_eq!(
+        (&error["code"], &error["name"], &error["id"]),
+        (&json!("not_found"), &json!("nope"), &json!(3))
+    );
     client.0.send(Message::text("{")).unwrap();
     assert_eq!(client.read()["code"], "invalid");
     client.0.send(Message::Ping(vec![1].into())).unwrap();

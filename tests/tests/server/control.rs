@@ -120,7 +120,12 @@ fn plugins_declare_verbs() {
     let server = TestServer::with(&["trouble/Trouble"]).start();
     assert_eq!(server.ask("trouble one two").unwrap(), serde_json::json!(["one", "two"]));
     let help = server.ask("help").unwrap();
-    assert!(help.as_array().unwrap().iter().any(|verb| verb["verb"] == "trouble" && verb["of"] == "trouble/Trouble"));
+    assert!(
+        help.as_array()
+            .unwrap()
+            .iter()
+            .any(|verb| verb["verb"] == "trouble" && verb["of"] == "trouble/Trouble")
+    );
     let error = server.ask("troubel").unwrap_err();
     assert!(error.text.contains("`trouble`"), "{error}");
 }

@@ -59,7 +59,13 @@ fn the_page_works_as_it_says() {
     let dropped = server.library("dice");
     std::fs::copy(&library, &dropped).unwrap();
     let plugins = server.ask("plugins").unwrap();
-    assert!(plugins.as_array().unwrap().iter().any(|plugin| plugin["name"] == "dice" && plugin["loaded"] == false));
+    assert!(
+        plugins
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|plugin| plugin["name"] == "dice" && plugin["loaded"] == false)
+    );
     assert_eq!(server.command(&["start", "dice/Dice"]).code, Some(0));
     let rolled = server.command(&["call", "dice", "roll/1", "2"]);
     let rolls: Vec<u64> = serde_json::from_str(&rolled.stdout).unwrap();

@@ -43,7 +43,9 @@ fn crates_import_only_what_the_plan_allows() {
     assert!(ours.contains("hello") && ours.contains("zephserver"), "{ours:?}");
     let mut wrong = Vec::new();
     for package in &metadata.packages {
-        let dependencies = package.dependencies.iter().filter(|dependency| dependency.kind == DependencyKind::Normal || ours.contains(&dependency.name));
+        let dependencies = package.dependencies.iter().filter(|dependency| {
+            dependency.kind == DependencyKind::Normal || ours.contains(&dependency.name)
+        });
         for dependency in dependencies {
             if forbidden(&package.name, &dependency.name, &ours) {
                 wrong.push(format!("{} must not import {}", package.name, dependency.name));
@@ -71,6 +73,41 @@ fn the_plan_bites() {
         assert!(forbidden(name, dependency, &ours), "{name} → {dependency}");
     }
     assert!(!forbidden("room", "zephserver-plugin", &ours));
+}
+
+/// What is linked in must be free to be used: the same list as in deny.toml.
+#[test]
+fn licences_are_permissive() {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+    let metadata = MetadataCommand::new().manifest_path(manifest).exec().unwrap();
+    let allowed = [
+        "MIT",
+        "Apache-2.0",
+        "ISC",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "MPL-2.0",
+        "Zlib",
+        "CC0-1.0",
+        "Unicode-3.0",
+        "Unlicense",
+        "0BSD",
+        "Apache-2.0 WITH LLVM-exception",
+    ];
+    let is_free = |licence: &str| {
+        // Each part of an AND must be allowed; of an OR, one.
+        licence.split(" AND ").all(|part| {
+            let part = part.trim_matches(['(', ')']);
+            part.split(" OR ").flat_map(|one| one.split('/')).any(|one| allowed.contains(&one.trim()))
+        })
+    };
+    let wrong: Vec<_> = metadata
+        .packages
+        .iter()
+        .filter(|package| !package.license.as_deref().is_some_and(is_free))
+        .map(|package| format!("{} {:?}", package.name, package.license))
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 /// The server reads events and error codes of the contract, and nothing of sockets and rooms.

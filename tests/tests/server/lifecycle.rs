@@ -52,9 +52,11 @@ fn a_second_start_names_the_first() {
 
 #[test]
 fn a_service_that_cannot_start_fails_the_whole_start() {
-    for (fail, part) in
-        [("create", "told to panic in create"), ("init", "told to panic in init"), ("refuse", "does not want to")]
-    {
+    for (fail, part) in [
+        ("create", "told to panic in create"),
+        ("init", "told to panic in init"),
+        ("refuse", "does not want to"),
+    ] {
         let mut server = TestServer::with(&["hello/Hello", "trouble/Trouble"])
             .settings(&format!("[trouble]\nfail = \"{fail}\""))
             .launch();

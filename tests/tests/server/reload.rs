@@ -86,9 +86,8 @@ fn state_is_handed_over_and_no_call_is_lost() {
 
 #[test]
 fn a_chain_that_comes_back_passes_the_shut_gate() {
-    let mut server = TestServer::with(&["trouble/Counter", "relay/Relay"])
-        .settings("[server]\ngate_timeout = 5")
-        .start();
+    let mut server =
+        TestServer::with(&["trouble/Counter", "relay/Relay"]).settings("[server]\ngate_timeout = 5").start();
     let stop = Arc::new(AtomicBool::new(false));
     let rounds: Vec<_> = (0..3)
         .map(|_| {
@@ -136,7 +135,8 @@ fn old_calls_end_in_the_old_build() {
 fn a_call_that_stays_inside_defers_the_reload_and_is_named() {
     let mut server = TestServer::with(&["trouble/Counter"]).start();
     let socket = server.socket();
-    let sleeper = std::thread::spawn(move || zephserver::client::ask(&socket, "call trouble sleep/1 1500").unwrap());
+    let sleeper =
+        std::thread::spawn(move || zephserver::client::ask(&socket, "call trouble sleep/1 1500").unwrap());
     server.wait("the call is inside", |server| {
         (server.ask("status").unwrap()["pool"]["threads"] == 1).then_some(())
     });

@@ -10,7 +10,8 @@ fn refused(services: &[&str], settings: &str, parts: &[&str]) {
 fn refused_by(server: TestServer, parts: &[&str]) {
     let file = server.write_settings();
     for words in [vec!["zephserver-start"], vec!["zephserver", "check"]] {
-        let command = Command::new(words[0]).args(&words[1..]).args(["--settings".as_ref(), file.as_os_str()]);
+        let command =
+            Command::new(words[0]).args(&words[1..]).args(["--settings".as_ref(), file.as_os_str()]);
         let finished = command.run();
         assert_eq!(finished.code, Some(2), "{words:?}: {finished:?}");
         for part in parts {
@@ -32,12 +33,20 @@ fn an_unknown_table() {
 
 #[test]
 fn an_unknown_option_of_a_plugin() {
-    refused(&["hello/Hello"], "[hello]\ngreetin = \"x\"", &["settings.toml:7", "[hello] greetin", "`greeting`"]);
+    refused(
+        &["hello/Hello"],
+        "[hello]\ngreetin = \"x\"",
+        &["settings.toml:7", "[hello] greetin", "`greeting`"],
+    );
 }
 
 #[test]
 fn a_wrong_type() {
-    refused(&["hello/Hello"], "[hello]\ngreeting = 3", &["settings.toml:7", "a whole number", "expected a text"]);
+    refused(
+        &["hello/Hello"],
+        "[hello]\ngreeting = 3",
+        &["settings.toml:7", "a whole number", "expected a text"],
+    );
 }
 
 #[test]
@@ -66,7 +75,11 @@ fn an_alias_and_its_option_together() {
 #[test]
 fn needs_in_a_circle() {
     let settings = "[relay]\nneeds = [\"hello\"]\n[hello]\nneeds = [\"relay\"]";
-    refused(&["relay/Relay", "hello/Hello"], settings, &["circle", "relay/Relay → hello/Hello → relay/Relay"]);
+    refused(
+        &["relay/Relay", "hello/Hello"],
+        settings,
+        &["circle", "relay/Relay → hello/Hello → relay/Relay"],
+    );
 }
 
 #[test]

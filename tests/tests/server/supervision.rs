@@ -21,7 +21,7 @@ fn a_panic_in_a_call_stays_there() {
 
 #[test]
 fn panics_in_every_entry_are_contained() {
-    for (fail, act) in [("main", ""), ("event", "publish"), ("disable", "restart")] {
+    for (fail, act) in [("main", ""), ("event", "publish"), ("disable", "restart"), ("drop", "restart")] {
         let mut server = TestServer::with(&["trouble/Trouble", "relay/Relay"])
             .settings(&format!("[trouble]\nfail = \"{fail}\"\noptional = true\nstop_timeout = 0.5"))
             .start();
@@ -39,6 +39,19 @@ fn panics_in_every_entry_are_contained() {
         assert_eq!(server.ask("status").unwrap()["state"], "ready");
         assert!(server.log().contains("tests/fixtures/trouble/src/lib.rs:"), "{}", server.log());
     }
+}
+
+#[test]
+fn a_new_instance_begins_with_the_last_checkpoint() {
+    let mut server = TestServer::with(&["trouble/Counter"]).start();
+    server.call("trouble", "add/1", "7").unwrap();
+    server.call("trouble", "checkpoint/1", "").unwrap();
+    server.call("trouble", "add/1", "1").unwrap();
+    server.call("trouble", "panic/1", "").unwrap_err();
+    server.wait_service("trouble", "runs again", |service| service["state"] == "enabled");
+    assert_eq!(server.call("trouble", "get/1", "").unwrap(), 7);
+    server.ask("restart trouble").unwrap();
+    assert_eq!(server.call("trouble", "get/1", "").unwrap(), 0, "a start in order begins from nothing");
 }
 
 #[test]
@@ -64,9 +77,7 @@ fn a_service_that_ended_comes_back_when_it_is_called() {
 
 #[test]
 fn a_crash_loop_backs_off_and_a_manual_start_works() {
-    let mut server = TestServer::with(&["trouble/Trouble"])
-        .settings("[trouble]\nintensity = 1")
-        .start();
+    let mut server = TestServer::with(&["trouble/Trouble"]).settings("[trouble]\nintensity = 1").start();
     for _ in 0..2 {
         assert_eq!(server.call("trouble", "panic/1", "").unwrap_err().code.name(), "panicked");
     }
@@ -95,8 +106,11 @@ fn who_waits_for_a_service_that_crashes_gets_an_error() {
 fn calls_that_run_while_another_panics_end_in_peace() {
     let mut server = TestServer::with(&["trouble/Trouble"]).start();
     let socket = server.socket();
-    let sleeper = std::thread::spawn(move || zephserver::client::ask(&socket, "call trouble sleep/1 300").unwrap());
-    server.wait("the call is inside", |server| (server.ask("status").unwrap()["pool"]["threads"] == 1).then_some(()));
+    let sleeper =
+        std::thread::spawn(move || zephserver::client::ask(&socket, "call trouble sleep/1 300").unwrap());
+    server.wait("the call is inside", |server| {
+        (server.ask("status").unwrap()["pool"]["threads"] == 1).then_some(())
+    });
     server.call("trouble", "panic/1", "").unwrap_err();
     assert_eq!(server.call("trouble", "echo/1", "1").unwrap(), 1);
     assert_eq!(sleeper.join().unwrap(), serde_json::Value::Null);

@@ -217,7 +217,10 @@ impl Manager {
             self.retired.keys().map(|id| (*id, self.bus.who(*id).to_string())).collect();
         for (id, name) in names {
             self.bus.fail_calls_of(id, &Error::cancelled("the server stops"));
-            self.retired.get_mut(&id).into_iter().for_each(|retired| retired.stop(&name, StopReason::Replaced));
+            self.retired
+                .get_mut(&id)
+                .into_iter()
+                .for_each(|retired| retired.stop(&name, StopReason::Replaced));
         }
         self.shutdown = Some(Shutdown { rest: self.order.clone(), current: None, until: None, ticket });
         self.go_on();
@@ -322,7 +325,11 @@ impl Manager {
         match event {
             life::Event::Created(instance) => {
                 let stopping = self.with(slot, |container| container.created(instance)).unwrap_or(true);
-                self.order(slot, if stopping { life::Order::End(None) } else { life::Order::Start(None) });
+                let order = match stopping {
+                    true => life::Order::End(None),
+                    false => life::Order::Start(self.checkpoint(slot)),
+                };
+                self.order(slot, order);
             }
             life::Event::Initialized => self.on_initialized(slot),
             life::Event::Failed { step, failure } => {
@@ -344,6 +351,15 @@ impl Manager {
                 self.step(slot, Event::Gone);
             }
         }
+    }
+
+    /// What an instance that follows a failed one begins with.
+    fn checkpoint(&self, slot: u32) -> Option<life::Inherited> {
+        let container = self.containers.get(&slot)?;
+        let bytes = container.checkpoint.clone()?;
+        let plugin = self.plugins.get(&container.path.library)?;
+        let version = plugin.loaded.declaration.service(&container.path.kind)?.state_version;
+        Some(life::Inherited { version, state: zeph_abi::Exported { bytes, fds: Vec::new() } })
     }
 
     fn on_initialized(&mut self, slot: u32) {
@@ -497,6 +513,10 @@ impl Manager {
         }
         if matches!(state, State::Enabled | State::Ended | State::Available) {
             container.wake = None;
+        }
+        if matches!(state, State::Stopping { .. }) {
+            // Whoever is stopped in order begins from nothing.
+            container.checkpoint = None;
         }
         if matches!(state, State::Waiting { .. } | State::Ended) {
             container.close();

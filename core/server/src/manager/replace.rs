@@ -173,13 +173,15 @@ impl Manager {
         // Who could not run with the old build may run with the new one.
         let waits = |container: &&Container| matches!(container.supervisor.state(), State::Waiting { .. });
         let ended = |container: &&Container| container.supervisor.state() == State::Ended;
-        let asleep: Vec<u32> = self.of_library(&library).filter(ended).map(|container| container.slot).collect();
+        let asleep: Vec<u32> =
+            self.of_library(&library).filter(ended).map(|container| container.slot).collect();
         for slot in asleep {
             // Whoever calls it next gets an instance of the new build.
             self.discard(slot, StopReason::Replaced);
             self.with(slot, |container| container.supervisor.lost_instance());
         }
-        let waiting: Vec<u32> = self.of_library(&library).filter(waits).map(|container| container.slot).collect();
+        let waiting: Vec<u32> =
+            self.of_library(&library).filter(waits).map(|container| container.slot).collect();
         for slot in waiting {
             self.discard(slot, StopReason::Replaced);
             self.with(slot, |container| container.supervisor.lost_instance());
@@ -201,6 +203,8 @@ impl Manager {
         (new.instance, new.seat, new.main_runs, new.reported) = (Some(instance), Some(seat), main_runs, true);
         let old = container.life.replace(new);
         container.settings.values = values;
+        // It was another build's.
+        container.checkpoint = None;
         container.since = SystemTime::now();
         // What happened to the old instance meanwhile does not concern the new one; a wish to stop does.
         container.postponed.retain(|event| matches!(event, Event::Stop | Event::Start));
