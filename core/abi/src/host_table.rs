@@ -10,7 +10,7 @@ use abi_stable::prefix_type::WithMetadata;
 
 use crate::current;
 use crate::types::{
-    Bytes, CallOptions, Context, Failure, Out, Outcome, Report, Scope, ServiceId, Sink, status,
+    Bytes, CallOptions, CallRequest, Context, Failure, Out, Outcome, Report, Scope, ServiceId, Sink, status,
 };
 
 /// The server's table. Frozen. Every function takes the server's own pointer and the asking
@@ -86,17 +86,7 @@ pub trait HostSide: Send + Sync + 'static {
     /// The handle of a service's path.
     fn resolve(&self, from: ServiceId, name: &str) -> Result<u64, Failure>;
     /// Calls a service. A reply or an error text is put into `reply`.
-    #[allow(clippy::too_many_arguments)]
-    fn call(
-        &self,
-        from: ServiceId,
-        handle: u64,
-        parent: Option<&Context<'_>>,
-        method: &[u8],
-        payload: &[u8],
-        options: &CallOptions,
-        reply: &mut Out<'_>,
-    ) -> Outcome;
+    fn call(&self, request: &CallRequest<'_>, reply: &mut Out<'_>) -> Outcome;
     /// Turns the running call into a pending one.
     fn defer(&self, from: ServiceId, context: &Context<'_>) -> Result<u64, Failure>;
     /// Answers a pending call.
@@ -235,16 +225,9 @@ impl<H: HostSide> Shims<H> {
     ) -> Outcome {
         // SAFETY: see the type.
         let called = catch_unwind(AssertUnwindSafe(|| unsafe {
-            let mut reply = Out::new(sink);
-            Self::host(host).call(
-                ServiceId(from),
-                handle,
-                parent,
-                method.get(),
-                payload.get(),
-                options,
-                &mut reply,
-            )
+            let (method, payload) = (method.get(), payload.get());
+            let request = CallRequest { from: ServiceId(from), handle, parent, method, payload, options };
+            Self::host(host).call(&request, &mut Out::new(sink))
         }));
         match called {
             Ok(outcome) => outcome,

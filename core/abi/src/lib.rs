@@ -46,8 +46,8 @@ pub use library::{Library, OpenError, key_budget};
 pub use root_table::{PluginSide, RootV1, RootV1Ref, header as root_header, table as root_table};
 pub use truth::monotonic;
 pub use types::{
-    Bytes, CallMode, CallOptions, Context, Event, EventKind, EventV1, Failure, Out, Outcome, Report, Scope,
-    ServiceId, Sink, StopReason, status,
+    Bytes, CallMode, CallOptions, CallRequest, Context, Event, EventKind, EventV1, Failure, Out, Outcome,
+    Report, Scope, ServiceId, Sink, StopReason, status,
 };
 
 /// The symbol every plugin exports.

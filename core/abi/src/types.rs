@@ -318,6 +318,23 @@ impl CallOptions {
     }
 }
 
+/// One call as its caller asks for it.
+#[derive(Clone, Copy)]
+pub struct CallRequest<'a> {
+    /// Who calls.
+    pub from: ServiceId,
+    /// Whom: the number that `resolve` gave.
+    pub handle: u64,
+    /// The call that the caller is in at present.
+    pub parent: Option<&'a Context<'a>>,
+    /// The method's name with its version.
+    pub method: &'a [u8],
+    /// What it is given.
+    pub payload: &'a [u8],
+    /// How the answer is wanted.
+    pub options: &'a CallOptions,
+}
+
 /// Something that happened, told to a service. `kind` decides what the other fields mean: [`EventKind`].
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy)]

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use serde_json::Value;
-use zeph_abi::{CallOptions, Context, Failure, HostSide, Out, Outcome, Report, Scope, ServiceId};
+use zeph_abi::{CallRequest, Context, Failure, HostSide, Out, Outcome, Report, Scope, ServiceId};
 use zeph_cluster::Engine;
 use zeph_contract::{Code, Error};
 
 use crate::bus::{self, Bus};
 use crate::control::Desk;
+use crate::life;
 use crate::listener::Listeners;
-use crate::manager::{Command, Message, Ticket, life};
+use crate::messages::{Command, Message, Ticket};
 use crate::settings::Settings;
 
 /// The server, as plugins see it. Lives for ever: see [`zeph_abi::host_table`].
@@ -81,18 +82,9 @@ impl HostSide for HostTable {
     }
 
     #[inline]
-    fn call(
-        &self,
-        from: ServiceId,
-        handle: u64,
-        parent: Option<&Context<'_>>,
-        method: &[u8],
-        payload: &[u8],
-        options: &CallOptions,
-        reply: &mut Out<'_>,
-    ) -> Outcome {
+    fn call(&self, request: &CallRequest<'_>, reply: &mut Out<'_>) -> Outcome {
         // A handle comes from `resolve`, which is refused in `create`: no need to look again here.
-        self.bus.call(from, handle, parent, method, payload, options, reply)
+        self.bus.call(request, reply)
     }
 
     fn defer(&self, from: ServiceId, context: &Context<'_>) -> Result<u64, Failure> {

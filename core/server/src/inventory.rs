@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::error::Error;
 use crate::loader::{self, Loaded, Loader};
-use crate::manager::{Listed, listed, start_order};
+use crate::manager::{listed, start_order};
+use crate::messages::Listed;
 use crate::settings::{Faults, ServicePath, Settings, unclaimed};
 
 /// What is to live.

@@ -28,7 +28,9 @@ mod inventory;
 mod lock;
 mod logging;
 
+mod life;
 mod manager;
+mod messages;
 mod supervisor;
 
 mod loader;

@@ -22,9 +22,9 @@ use zeph_contract::{Code, Error};
 
 use crate::bus::Bus;
 use crate::frames;
+use crate::life::{self, Birth, Inherited, Order};
 use crate::loader::{self, Loaded, Loader, short};
-use crate::manager::life::{self, Birth, Inherited, Order};
-use crate::manager::{Candidate, Command, Message, Replacing, Subject, Ticket};
+use crate::messages::{Borrowed, Candidate, Job, Message, Origin, Replacing, Subject};
 use crate::settings::Settings;
 
 /// How long calls inside may take to end, once the gate is shut.
@@ -37,25 +37,6 @@ const LOADING: Duration = Duration::from_secs(10);
 const PROBATION: Duration = Duration::from_millis(2);
 /// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// Why a reload is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// Somebody asked for it: also an unchanged file makes a new generation.
-    Asked,
-    /// The file changed.
-    Watched,
-}
-
-/// Work for the reload thread.
-pub enum Job {
-    /// Open a library that a command needs.
-    Open { library: String, waiting: Box<(Command, Ticket)> },
-    /// Replace a library's services.
-    Reload { library: String, origin: Origin, ticket: Ticket },
-    /// No more work.
-    Quit,
-}
 
 /// Why a reload did not happen.
 struct Failed {
@@ -166,7 +147,7 @@ impl Reloader {
         &self,
         library: &str,
         origin: Origin,
-        borrowed: crate::manager::Borrowed,
+        borrowed: Borrowed,
         hash: &mut Option<String>,
         start: Instant,
     ) -> Result<Value, Failed> {
@@ -298,7 +279,7 @@ impl Reloader {
             name: path.to_string(),
             settings: values.clone(),
         };
-        let orders = life::begin(birth, self.manager.clone())
+        let orders = life::begin(birth, life::to(self.manager.clone(), id))
             .map_err(|error| Failed::later(Error::internal(format!("{path}: no thread: {error}"))))?;
         let limit = subject.options.start_timeout;
         let instance = match events.recv_timeout(limit) {

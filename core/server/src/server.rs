@@ -21,9 +21,10 @@ use crate::inventory::{self, Inventory};
 use crate::listener::Listeners;
 use crate::loader::Loader;
 use crate::lock::Lock;
-use crate::manager::{self, Command, Manager, Message, Ticket};
+use crate::manager::Manager;
+use crate::messages::{self, Command, Job, Message, Ticket};
 use crate::phase::{Phase, Phases};
-use crate::reload::{Job, Reloader};
+use crate::reload::Reloader;
 use crate::settings::Settings;
 use crate::{cluster, logging, watch};
 
@@ -93,7 +94,7 @@ type Queues = (crossbeam_channel::Receiver<Message>, crossbeam_channel::Receiver
 fn parts(settings: Settings) -> (Core, Queues) {
     let settings = Arc::new(settings);
     let phases = Phases::default();
-    let (manager, messages) = manager::queue();
+    let (manager, messages) = messages::queue();
     let (jobs, job_queue) = crossbeam_channel::bounded(JOBS);
     let bus = Arc::new(Bus::new(settings.limits.clone(), manager.clone()));
     let desk =
@@ -298,20 +299,7 @@ impl ServiceHandle {
         payload: &[u8],
         limit: Duration,
     ) -> Result<Vec<u8>, zeph_contract::Error> {
-        use zeph_abi::{CallMode, CallOptions, Out, ServiceId, status};
-        let options = CallOptions { within: limit.as_nanos() as u64, ..CallOptions::new(CallMode::PoolWait) };
-        let mut reply = Vec::new();
-        let mut out = Out::to(&mut reply);
-        let method = method.as_bytes();
-        let outcome =
-            self.bus.call(ServiceId::SERVER, self.number, None, method, payload, &options, &mut out);
-        match outcome.status {
-            status::DONE => Ok(reply),
-            number => Err(zeph_contract::Error::new(
-                zeph_contract::Code::from_number(number),
-                String::from_utf8_lossy(&reply),
-            )),
-        }
+        self.bus.call_from_outside(self.number, method, payload, limit)
     }
 }
 

@@ -14,9 +14,8 @@ use zeph_contract::{Code, Error};
 
 use crate::bus::Bus;
 use crate::frames;
-use crate::manager::Ticket;
+use crate::messages::{Job, Origin, Ticket};
 use crate::phase::{Phase, Phases};
-use crate::reload::{Job, Origin};
 use crate::settings::library_name;
 
 /// A file is loaded when nothing has touched it for so long.

@@ -1,16 +1,16 @@
 //! What each verb does. Used by the control socket and by services that ask for `control`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use serde_json::{Value, json};
-use zeph_abi::{CallMode, CallOptions, Out, ServiceId, status};
-use zeph_contract::{Code, Error};
+use zeph_contract::Error;
 
 use crate::bus::Bus;
-use crate::manager::{Command, Message, Ticket, unknown_verb};
+use crate::manager::unknown_verb;
+use crate::messages::{Command, Job, Message, Origin, Ticket};
 use crate::phase::{Phase, Phases};
-use crate::reload::{Job, Origin};
 
 /// The server's own verbs, with what each is for.
 const VERBS: &[(&str, &str)] = &[
@@ -109,14 +109,7 @@ impl Desk {
     /// Calls on the pool: whatever the callee does, the operator gets an answer.
     fn call_service(&self, path: &str, method: &str, payload: &[u8]) -> Result<Value, Error> {
         let handle = u64::from(self.bus.registry.resolve(path)?.number);
-        let mut reply = Vec::new();
-        let options = CallOptions::new(CallMode::PoolWait);
-        let mut out = Out::to(&mut reply);
-        let outcome =
-            self.bus.call(ServiceId::SERVER, handle, None, method.as_bytes(), payload, &options, &mut out);
-        if outcome.status != status::DONE {
-            return Err(Error::new(Code::from_number(outcome.status), String::from_utf8_lossy(&reply)));
-        }
+        let reply = self.bus.call_from_outside(handle, method, payload, Duration::ZERO)?;
         if reply.is_empty() {
             return Ok(Value::Null);
         }

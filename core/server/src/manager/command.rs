@@ -1,53 +1,13 @@
 //! What operators and services want of the manager.
 
-use crossbeam_channel::Sender;
 use serde_json::{Map, Value, json};
 use zeph_contract::{Code, Error};
 
-use super::{Listed, Manager};
+use super::Manager;
 use crate::loader::Loaded;
-use crate::reload::Job;
+use crate::messages::{Command, Job, Listed, Ticket};
 use crate::settings::{ServicePath, ServiceSettings, check_service};
 use crate::supervisor::{Event, State};
-
-/// A wish. NAME is a service's path or its library's name.
-#[derive(Clone, Debug)]
-pub enum Command {
-    /// Make a service without starting it: it is available then.
-    Create(String),
-    /// Make it, if need be, and start it.
-    Start(String),
-    /// The same with settings of the asker's own, where it does not exist yet.
-    Ensure(String, Map<String, Value>),
-    /// Stop it; no call brings it back.
-    Disable(String),
-    /// Stop and start it.
-    Restart(String),
-    /// Stop it and forget it.
-    Delete(String),
-    /// How everything stands.
-    Status,
-    /// The services of a name.
-    Services(Option<String>),
-    /// What is loaded, and which files were refused.
-    Plugins,
-}
-
-/// Where the answer goes.
-pub struct Ticket(pub Sender<Result<Value, Error>>);
-
-impl Ticket {
-    /// A ticket, and where its answer will be.
-    pub fn new() -> (Self, crossbeam_channel::Receiver<Result<Value, Error>>) {
-        let (sender, receiver) = crossbeam_channel::bounded(1);
-        (Self(sender), receiver)
-    }
-
-    /// Answers; whoever asked may have gone.
-    pub fn answer(self, answer: Result<Value, Error>) {
-        let _ = self.0.try_send(answer);
-    }
-}
 
 /// A ticket of which parts are answered: the last part answers for all.
 struct Shared {
@@ -146,7 +106,7 @@ impl Manager {
         self.order.retain(|known| *known != slot);
         if let Some(container) = self.containers.remove(&slot) {
             if let Some(life) = container.life {
-                let _ = life.orders.try_send(super::life::Order::End(life.seat));
+                let _ = life.orders.try_send(crate::life::Order::End(life.seat));
             }
             ticket.answer(Ok(json!({"service": container.path.to_string(), "state": "deleted"})));
         }

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use zeph_abi::{Instance, Seat, ServiceId, StopReason};
 use zeph_contract::Error;
 
-use super::command::Ticket;
-use super::life::{Birth, Order};
+use crate::life::{Birth, Order};
 use crate::loader::{Loaded, short};
+use crate::messages::Ticket;
 use crate::registry::Down;
 use crate::settings::{ServicePath, ServiceSettings};
 use crate::supervisor::{Event, State, Supervisor};

@@ -1,6 +1,6 @@
 //! In which order services start: as SERVICE_LIST names them, but none before what it needs.
 
-use super::Listed;
+use crate::messages::Listed;
 
 /// Indices into `listed` in start order. An error names what is missing or runs in a circle.
 pub fn start_order(listed: &[Listed]) -> Result<Vec<usize>, (usize, String)> {

@@ -5,68 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender};
-use serde_json::{Map, Value};
-use zeph_abi::{Instance, Seat, ServiceId, StopReason};
+use zeph_abi::{Seat, ServiceId, StopReason};
 use zeph_contract::Error;
 use zeph_contract::event::Change;
 
+use super::Manager;
 use super::container::{Container, Life, Retired};
-use super::{Manager, Message, life};
 use crate::bus::Bus;
+use crate::life;
 use crate::loader::Loaded;
-use crate::settings::{ServiceOptions, ServicePath};
+use crate::messages::{Borrowed, Candidate, Message, Replacing, Subject};
 use crate::supervisor::{Event, State};
-
-/// The steps of a reload that only the manager can do.
-pub enum Replacing {
-    /// Which services of this library run?
-    Begin { library: String, ticket: Sender<Result<Borrowed, Error>> },
-    /// Leave these alone from now on.
-    Hold { ids: Vec<ServiceId>, ticket: Sender<Result<(), Error>> },
-    /// Send me what this new instance tells.
-    Candidate { id: ServiceId, events: Sender<life::Event> },
-    /// The new instances serve from now on. They come back where they must not.
-    Commit { loaded: Arc<Loaded>, candidates: Vec<Candidate>, ticket: Sender<Result<(), Vec<Candidate>>> },
-    /// Nothing has changed; the file (its hash) is not to be tried again for this reason.
-    Abort { library: String, refused: Option<(String, String)> },
-    /// A new instance will not serve: what it had asked for is void.
-    Forget { id: ServiceId },
-}
-
-/// What the reloader is lent.
-pub struct Borrowed {
-    pub loaded: Arc<Loaded>,
-    pub subjects: Vec<Subject>,
-    /// Hash and reason of the newest file that was refused.
-    pub refused: Option<(String, String)>,
-}
-
-/// A service that runs, to be replaced.
-pub struct Subject {
-    pub id: ServiceId,
-    pub slot: u32,
-    pub path: ServicePath,
-    pub values: Map<String, Value>,
-    pub options: ServiceOptions,
-    pub instance: Arc<Instance>,
-    pub seat: &'static Seat,
-}
-
-/// Its successor, ready to serve.
-pub struct Candidate {
-    pub slot: u32,
-    pub id: ServiceId,
-    pub orders: Sender<life::Order>,
-    pub instance: Arc<Instance>,
-    pub values: Map<String, Value>,
-    /// State was handed over: what belonged to the one before belongs to it now.
-    pub inherits: bool,
-    /// What it has told since it is ready.
-    pub events: Receiver<life::Event>,
-    /// Its main had returned before it was ready.
-    pub main_returned: bool,
-}
 
 fn subject(container: &Container) -> Option<Subject> {
     let life = container.life.as_ref()?;

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use serde_json::{Map, Value};
 use zeph_abi::{Exported, Failure, Instance, Library, Seat, ServiceId};
 
-use super::Message;
+use crate::messages::Message;
 
 /// What the thread is told.
 pub enum Order {
@@ -64,16 +64,20 @@ pub fn is_creating() -> bool {
     CREATING.get()
 }
 
+/// Tells the manager what the instance `id` tells.
+pub fn to(manager: Sender<Message>, id: ServiceId) -> impl Fn(Event) + Send + 'static {
+    move |event| {
+        // The manager ends last; after it nobody cares.
+        let _ = manager.send(Message::Life { id, event });
+    }
+}
+
 /// Starts the thread; it begins with `create`.
-pub fn begin(birth: Birth, manager: Sender<Message>) -> std::io::Result<Sender<Order>> {
+pub fn begin(birth: Birth, tell: impl Fn(Event) + Send + 'static) -> std::io::Result<Sender<Order>> {
     // At most Start, Again and End are under way; more would be a fault of the manager, and is refused.
     let (orders, receiver) = crossbeam_channel::bounded(8);
     let name = birth.name.clone();
     std::thread::Builder::new().name(name).spawn(move || {
-        let id = birth.id;
-        let tell = |event| {
-            let _ = manager.send(Message::Life { id, event });
-        };
         live(birth, &receiver, &tell);
         tell(Event::Gone);
     })?;

@@ -1,0 +1,176 @@
+//! What instances tell: made, ready, returned, crashed, gone.
+
+use zeph_abi::{Readiness, ServiceId, StopReason, status::PANICKED};
+
+use super::Manager;
+use super::container::Retired;
+use crate::life;
+use crate::messages::Crash;
+use crate::supervisor::{Event, State};
+
+impl Manager {
+    pub(super) fn on_life(&mut self, id: ServiceId, event: life::Event) {
+        if let Some(candidate) = self.candidates.get(&id) {
+            // The reload waits for it; gone means that it has given up.
+            if candidate.send(event).is_err() {
+                self.candidates.remove(&id);
+            }
+            return;
+        }
+        let Some(slot) = id.slot() else { return };
+        if !self.containers.get(&slot).is_some_and(|container| container.is_now(id)) {
+            return self.on_retired(id, event);
+        }
+        match event {
+            life::Event::Created(instance) => {
+                let stopping = self.with(slot, |container| container.created(instance)).unwrap_or(true);
+                let order = match stopping {
+                    true => life::Order::End(None),
+                    false => life::Order::Start(self.checkpoint(slot)),
+                };
+                self.order(slot, order);
+            }
+            life::Event::Initialized => self.on_initialized(slot),
+            life::Event::Failed { step, failure } => {
+                tracing::error!("{}: {step} failed: {failure}", self.bus.registry.name(slot));
+                self.with(slot, |container| {
+                    container.main_runs(false);
+                    container.fail(format!("{step}: {failure}"));
+                });
+                self.ended(slot, Event::Failed);
+            }
+            life::Event::Returned(result) => {
+                self.with(slot, |container| container.main_runs(false));
+                self.on_returned(slot, result);
+            }
+            life::Event::Ready => {}
+            life::Event::Gone => {
+                self.with(slot, |container| container.life = None);
+                self.forget_dealings(slot, id);
+                self.step(slot, Event::Gone);
+            }
+        }
+    }
+
+    /// What an instance that follows a failed one begins with.
+    pub(super) fn checkpoint(&self, slot: u32) -> Option<life::Inherited> {
+        let container = self.containers.get(&slot)?;
+        let bytes = container.checkpoint.clone()?;
+        let plugin = self.plugins.get(&container.path.library)?;
+        let version = plugin.loaded.declaration.service(&container.path.kind)?.state_version;
+        Some(life::Inherited { version, state: zeph_abi::Exported { bytes, fds: Vec::new() } })
+    }
+
+    pub(super) fn on_initialized(&mut self, slot: u32) {
+        let Some(container) = self.containers.get_mut(&slot) else { return };
+        container.main_runs(true);
+        let stopping = matches!(container.supervisor.state(), State::Stopping { .. });
+        let kind = container.path.kind.clone();
+        let is_ready = container.life.as_ref().is_some_and(|life| life.reported);
+        let readiness = self.declared(slot, &kind);
+        if stopping {
+            self.ask_stop(slot, StopReason::Disabled);
+        } else if readiness == Readiness::Initialized || is_ready {
+            self.step(slot, Event::Ready);
+        }
+    }
+
+    pub(super) fn declared(&self, slot: u32, kind: &str) -> Readiness {
+        let container = self.containers.get(&slot);
+        let plugin = container.and_then(|container| self.plugins.get(&container.path.library));
+        let service = plugin.and_then(|plugin| plugin.loaded.declaration.service(kind));
+        service.map_or(Readiness::Initialized, |service| service.readiness)
+    }
+
+    pub(super) fn on_ready(&mut self, id: ServiceId) {
+        let Some(slot) = id.slot() else { return };
+        if let Some(candidate) = self.candidates.get(&id) {
+            let _ = candidate.send(life::Event::Ready);
+            return;
+        }
+        let initialized = self
+            .containers
+            .get_mut(&slot)
+            .filter(|container| container.is_now(id))
+            .and_then(|container| container.life.as_mut())
+            .map(|life| {
+                life.reported = true;
+                life.main_runs
+            });
+        if initialized == Some(true) {
+            self.step(slot, Event::Ready);
+        }
+    }
+
+    pub(super) fn on_returned(&mut self, slot: u32, result: Result<(), zeph_abi::Failure>) {
+        let name = self.bus.registry.name(slot).to_string();
+        let stopping = self
+            .containers
+            .get(&slot)
+            .is_some_and(|container| matches!(container.supervisor.state(), State::Stopping { .. }));
+        let event = match &result {
+            Ok(()) if stopping => Event::Returned { well: true },
+            Ok(()) => {
+                tracing::warn!("{name}: main returned without being asked to; it is run again");
+                Event::Returned { well: true }
+            }
+            Err(failure) if failure.status == PANICKED => {
+                tracing::error!("{name}: crashed in main: {failure}");
+                self.with(slot, |container| container.fail(format!("main {failure}")));
+                Event::Crashed
+            }
+            Err(failure) => {
+                tracing::error!("{name}: main failed: {failure}");
+                self.with(slot, |container| container.fail(format!("main: {failure}")));
+                Event::Returned { well: false }
+            }
+        };
+        self.ended(slot, event);
+    }
+
+    /// `main` is over, or never began: the thread waits for its next order.
+    pub(super) fn ended(&mut self, slot: u32, event: Event) {
+        let state = self.containers.get(&slot).map(|container| container.supervisor.state());
+        if matches!(state, Some(State::Stopping { .. })) {
+            let seat = self.containers.get_mut(&slot).and_then(|container| container.close());
+            return self.order(slot, life::Order::End(seat));
+        }
+        self.step(slot, event);
+    }
+
+    /// An instance that was discarded or replaced, or is left behind, ends on its own.
+    pub(super) fn on_retired(&mut self, id: ServiceId, event: life::Event) {
+        match event {
+            life::Event::Gone => {
+                self.retired.remove(&id);
+                self.left.remove(&id);
+                self.go_on();
+            }
+            life::Event::Returned(_) | life::Event::Failed { .. } | life::Event::Created(_) => {
+                // Its thread is to be the last owner of the instance.
+                drop(event);
+                self.retired.get_mut(&id).into_iter().for_each(Retired::main_ended);
+            }
+            life::Event::Initialized | life::Event::Ready => {}
+        }
+    }
+
+    pub(super) fn on_crash(&mut self, crash: Crash) {
+        let id = ServiceId::instance(crash.slot, crash.serial);
+        if !self.containers.get(&crash.slot).is_some_and(|container| container.is_now(id)) {
+            let name = self.bus.registry.name(crash.slot);
+            tracing::error!("{name}: an instance that was replaced {} in {}", crash.text, crash.step);
+            return;
+        }
+        tracing::error!("{}: crashed in {}: {}", self.bus.registry.name(crash.slot), crash.step, crash.text);
+        self.with(crash.slot, |container| container.fail(format!("{} {}", crash.step, crash.text)));
+        self.step(crash.slot, Event::Crashed);
+    }
+
+    pub(super) fn on_drained(&mut self, id: ServiceId) {
+        let name = self.bus.who(id).to_string();
+        if let Some(retired) = self.retired.get_mut(&id) {
+            retired.stop(&name, StopReason::Replaced);
+        }
+    }
+}

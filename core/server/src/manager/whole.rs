@@ -1,0 +1,130 @@
+//! The start and the stop of all services, one after the other.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+use zeph_abi::{ServiceId, StopReason};
+use zeph_contract::Error;
+
+use super::Manager;
+use crate::settings::ServiceOptions;
+use crate::supervisor::{Event, State};
+
+/// The start of the whole server.
+pub struct Startup {
+    /// Still to be started, in order.
+    rest: VecDeque<u32>,
+    current: Option<u32>,
+    ticket: Sender<Result<(), String>>,
+}
+
+/// The stop of the whole server.
+pub struct Shutdown {
+    rest: Vec<u32>,
+    current: Option<u32>,
+    /// Until when replaced instances are waited for, once all services have stopped.
+    pub until: Option<Instant>,
+    ticket: Sender<Vec<String>>,
+}
+
+impl Manager {
+    pub(super) fn start_all(&mut self, ticket: Sender<Result<(), String>>) {
+        if self.is_stopping() {
+            let _ = ticket.send(Err("it was stopped while it started".into()));
+            return;
+        }
+        self.startup = Some(Startup { rest: self.order.iter().copied().collect(), current: None, ticket });
+        self.go_on();
+    }
+
+    pub(super) fn stop_all(&mut self, ticket: Sender<Vec<String>>) {
+        if let Some(startup) = self.startup.take() {
+            let _ = startup.ticket.send(Err("it was stopped while it started".into()));
+        }
+        // A reload that is under way is over: its commit will be refused.
+        let libraries: Vec<String> = self.plugins.keys().cloned().collect();
+        libraries.iter().for_each(|library| self.release(library));
+        let names: Vec<(ServiceId, String)> =
+            self.retired.keys().map(|id| (*id, self.bus.who(*id).to_string())).collect();
+        for (id, name) in names {
+            self.bus.fail_calls_of(id, &Error::cancelled("the server stops"));
+            self.retired
+                .get_mut(&id)
+                .into_iter()
+                .for_each(|retired| retired.stop(&name, StopReason::Replaced));
+        }
+        self.shutdown = Some(Shutdown { rest: self.order.clone(), current: None, until: None, ticket });
+        self.go_on();
+    }
+
+    /// Goes on with the start or the stop of the whole server.
+    pub(super) fn go_on(&mut self) {
+        self.go_on_starting();
+        self.go_on_stopping();
+    }
+
+    pub(super) fn go_on_starting(&mut self) {
+        while let Some(startup) = &mut self.startup {
+            if let Some(slot) = startup.current {
+                let Some(container) = self.containers.get(&slot) else { return };
+                let failed = match container.supervisor.state() {
+                    State::Enabled | State::Ended => None,
+                    State::Starting if container.failure_count == 0 => return,
+                    _ if container.settings.options.optional => None,
+                    _ => Some(container.failure.clone().unwrap_or_else(|| "it did not start".into())),
+                };
+                if let Some(reason) = failed {
+                    let _ = startup.ticket.send(Err(format!("{}: {reason}", container.path)));
+                    self.startup = None;
+                    return;
+                }
+                startup.current = None;
+            }
+            match startup.rest.pop_front() {
+                Some(slot) => {
+                    startup.current = Some(slot);
+                    return self.step(slot, Event::Start);
+                }
+                None => {
+                    let _ = startup.ticket.send(Ok(()));
+                    self.startup = None;
+                }
+            }
+        }
+    }
+
+    pub(super) fn go_on_stopping(&mut self) {
+        while let Some(shutdown) = &mut self.shutdown {
+            if let Some(slot) = shutdown.current {
+                match self.containers.get(&slot).map(|container| container.supervisor.state()) {
+                    Some(State::Available) | None => shutdown.current = None,
+                    Some(_) => return,
+                }
+            }
+            match shutdown.rest.pop() {
+                Some(slot) => {
+                    shutdown.current = Some(slot);
+                    return self.step(slot, Event::Stop);
+                }
+                None => {
+                    let now = Instant::now();
+                    let until = *shutdown.until.get_or_insert(now + ServiceOptions::default().stop_timeout);
+                    let ending = |id: &ServiceId| !self.left.contains_key(id);
+                    let names: Vec<String> = self
+                        .retired
+                        .keys()
+                        .filter(|id| ending(id))
+                        .map(|id| format!("{} (a replaced instance)", self.bus.who(*id)))
+                        .collect();
+                    if !names.is_empty() && now < until {
+                        return;
+                    }
+                    let left = self.left.values().cloned().chain(names).collect();
+                    let _ = shutdown.ticket.send(left);
+                    self.shutdown = None;
+                }
+            }
+        }
+    }
+}
