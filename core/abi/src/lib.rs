@@ -13,7 +13,7 @@
 //!   or null where the other side does not know it.
 //! * New kinds of events, reports and subscriptions are new numbers; a side that does not know a
 //!   number answers [`status::UNSUPPORTED`] or ignores it, as its doc says.
-//! * This crate is at 1.x for ever: `abi_stable` compares its version, and 0.x minors refuse each other.
+//! * This crate stays at 1.0: `abi_stable` compares its version with that of the other side.
 //!
 //! # Who reads what
 //! `server` implements [`HostSide`] and drives plugins through [`Library`], [`Instance`] and [`Gate`].

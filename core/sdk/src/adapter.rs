@@ -7,8 +7,9 @@ use zeph_abi::{
     Context, Declaration, Failure, Out, Outcome, PluginSide, ServiceDeclaration, ServiceId, StopReason,
 };
 
-use crate::call::{Call, Kind as Answer, to_failure};
+use crate::call::{Call, Kind as Answer};
 use crate::event::Event;
+use crate::failure::to_failure;
 use crate::host::Host;
 use crate::service::{AnyService, Declare, Service};
 use crate::start::Start;

@@ -8,7 +8,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeph_abi::{Context, Out, Report, ServiceId, status};
 
-use crate::host::Host;
+use crate::failure::from_failure;
+use crate::host::{Handle, Host};
 use crate::{Code, Error, Result, waiting};
 
 /// One call from another service, or from the command line.
@@ -180,12 +181,11 @@ impl Drop for Pending {
     }
 }
 
-pub(crate) fn from_failure(failure: zeph_abi::Failure) -> Error {
-    Error::new(Code::from_number(failure.status), failure.text)
-}
-
-pub(crate) fn to_failure(error: Error) -> zeph_abi::Failure {
-    zeph_abi::Failure::new(error.code.number(), error.text)
+impl Handle {
+    /// The same service, called on behalf of a pending call: the calls belong to its chain.
+    pub fn on_behalf_of(&self, pending: &Pending) -> Self {
+        self.with_behalf(pending.token())
+    }
 }
 
 /// The slot of the service that a call is for, as an id for its log lines.

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeph_abi::{CallMode, CallOptions, Outcome, Report, Scope, ServiceId, status};
 
-use crate::call::{Pending, from_failure};
+use crate::failure::from_failure;
 use crate::{Code, Error, Result, waiting};
 
 /// The server, as one service sees it. Cheap to clone, usable from any thread.
@@ -274,9 +274,8 @@ impl Handle {
         Ok(Stream { handle: self.clone(), token, cookie, deadline, receiver })
     }
 
-    /// The same service, called on behalf of a pending call: the calls belong to its chain.
-    pub fn on_behalf_of(&self, pending: &Pending) -> Self {
-        Self { behalf: pending.token(), ..self.clone() }
+    pub(crate) fn with_behalf(&self, behalf: u64) -> Self {
+        Self { behalf, ..self.clone() }
     }
 
     fn begin_with(

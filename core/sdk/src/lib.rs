@@ -51,6 +51,7 @@ mod stop;
 mod task;
 
 mod adapter;
+mod failure;
 mod log;
 mod panic;
 mod waiting;

@@ -9,8 +9,6 @@ use crossbeam_channel::{Receiver, Sender};
 use serde_json::{Map, Value};
 use zeph_abi::{Exported, Failure, Instance, Library, Seat, ServiceId};
 
-use crate::messages::Message;
-
 /// What the thread is told.
 pub enum Order {
     /// Take this state, if there is one, then `init`, then `main`.
@@ -62,14 +60,6 @@ thread_local! {
 /// True on a thread that is just in `create`, where a plugin may ask for nothing but `log` and `config`.
 pub fn is_creating() -> bool {
     CREATING.get()
-}
-
-/// Tells the manager what the instance `id` tells.
-pub fn to(manager: Sender<Message>, id: ServiceId) -> impl Fn(Event) + Send + 'static {
-    move |event| {
-        // The manager ends last; after it nobody cares.
-        let _ = manager.send(Message::Life { id, event });
-    }
 }
 
 /// Starts the thread; it begins with `create`.

@@ -19,6 +19,14 @@ pub fn queue() -> (Sender<Message>, Receiver<Message>) {
     crossbeam_channel::bounded(QUEUE)
 }
 
+/// Tells the manager what the instance `id` tells.
+pub fn from_life(manager: Sender<Message>, id: ServiceId) -> impl Fn(life::Event) + Send + 'static {
+    move |event| {
+        // The manager ends last; after it nobody cares.
+        let _ = manager.send(Message::Life { id, event });
+    }
+}
+
 /// A panic in an entry of an instance.
 pub struct Crash {
     pub slot: u32,

@@ -24,7 +24,7 @@ use crate::bus::Bus;
 use crate::frames;
 use crate::life::{self, Birth, Inherited, Order};
 use crate::loader::{self, Loaded, Loader, short};
-use crate::messages::{Borrowed, Candidate, Job, Message, Origin, Replacing, Subject};
+use crate::messages::{Borrowed, Candidate, Job, Message, Origin, Replacing, Subject, from_life};
 use crate::settings::Settings;
 
 /// How long calls inside may take to end, once the gate is shut.
@@ -279,7 +279,7 @@ impl Reloader {
             name: path.to_string(),
             settings: values.clone(),
         };
-        let orders = life::begin(birth, life::to(self.manager.clone(), id))
+        let orders = life::begin(birth, from_life(self.manager.clone(), id))
             .map_err(|error| Failed::later(Error::internal(format!("{path}: no thread: {error}"))))?;
         let limit = subject.options.start_timeout;
         let instance = match events.recv_timeout(limit) {

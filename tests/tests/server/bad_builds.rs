@@ -171,3 +171,19 @@ fn old_code_that_answers_for_a_new_file_is_caught() {
     std::fs::rename(lie, server.library("trouble")).unwrap();
     refused_now(&server, &["old code answers for the new file"]);
 }
+
+/// The plugin in tests/fixtures/first-day is as old as the ABI itself.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_plugin_of_the_first_day_still_works() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/first-day/libhello.so");
+    let server = TestServer::with(&["hello/Hello"]);
+    std::fs::copy(file, server.library("hello")).unwrap();
+    let server = server.settings("[hello]\ngreeting = \"Moin\"").start();
+    assert_eq!(server.call("hello", "greet/1", "\"Ann\"").unwrap(), "Moin, Ann!");
+    assert_eq!(server.call("hello", "nope/1", "").unwrap_err().code.name(), "unsupported");
+    assert_eq!(server.call("hello", "greet/1", "7").unwrap_err().code.name(), "invalid");
+    server.install("hello", &Build::of("hello"));
+    server.ask("reload hello").unwrap();
+    assert_eq!(server.call("hello", "greet/1", "\"Ann\"").unwrap(), "Moin, Ann!");
+}

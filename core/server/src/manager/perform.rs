@@ -9,6 +9,7 @@ use zeph_contract::event::Change;
 use super::Manager;
 use super::container::{Life, Retired};
 use crate::life;
+use crate::messages::from_life;
 use crate::registry::Down;
 use crate::supervisor::{Action, Event};
 
@@ -58,7 +59,7 @@ impl Manager {
         let Some(place) = self.bus.registry.slot(u64::from(slot)) else { return };
         place.set_down(Down::Coming);
         let id = ServiceId::instance(slot, place.next_serial());
-        match life::begin(container.birth(&loaded, id), life::to(self.sender.clone(), id)) {
+        match life::begin(container.birth(&loaded, id), from_life(self.sender.clone(), id)) {
             Ok(orders) => container.life = Some(Life::new(id, &loaded, orders)),
             Err(error) => {
                 container.fail(format!("no thread for it: {error}"));
