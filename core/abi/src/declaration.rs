@@ -164,7 +164,7 @@ pub enum RunMode {
     /// On a thread of the router's pool, side by side with others.
     #[default]
     Pooled,
-    /// On the pool, one after the other for each peer.
+    /// On the pool, one after the other for each peer. Reserved: run like `Pooled` as yet.
     Ordered,
 }
 

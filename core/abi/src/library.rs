@@ -1,6 +1,7 @@
 //! Opening a library: once, under a path that no other copy ever had, and never closed again.
 
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -75,12 +76,12 @@ impl Library {
         let library = unsafe { Dl::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
             .map_err(|error| OpenError::Loader(error.to_string()))?;
         LOADED.fetch_add(1, Ordering::Relaxed);
+        // Once it is mapped it stays mapped, whatever comes: see the type.
+        let library = ManuallyDrop::new(library);
         // SAFETY: only the address is taken.
         let symbol = unsafe { library.get::<*const c_void>(crate::ROOT_SYMBOL.to_bytes_with_nul()) }
             .map_err(|error| OpenError::NoPlugin(error.to_string()))?
             .into_raw();
-        // From here on the copy stays mapped, whatever comes: see the type.
-        std::mem::forget(library);
         let (base, code_address) = (answered_by(path, symbol)?, symbol as usize);
         // SAFETY: the symbol is a `LibHeader`, which begins with an `AbiHeader` whose magic is checked next.
         let header: AbiHeaderRef = unsafe { std::mem::transmute::<*mut c_void, AbiHeaderRef>(symbol) };

@@ -47,7 +47,7 @@ pub type Subscription = Box<dyn Send + Sync>;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// No node of that name is a member.
-    #[error("no node `{0}` in the cluster; `zephserver cluster` lists its members")]
+    #[error("no node `{0}` is in the cluster now")]
     NoSuchNode(String),
     /// A queue towards other nodes is full.
     #[error("the queue towards node `{0}` is full")]

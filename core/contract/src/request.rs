@@ -6,8 +6,8 @@ use crate::wire::{Reader, Writer};
 
 /// Router method: [`Request`] → [`answers`]. Not found where no task has that name.
 pub const ROUTE: &str = "router.route/1";
-/// Router method: [`room::Push`](crate::room::Push) → the number of local peers reached, as u64. To
-/// the cluster, too, unless it is addressed by cid.
+/// Router method: [`room::Push`](crate::room::Push) → the number of local peers reached, as u64. Said
+/// to the other nodes, too, unless it is addressed by cid; also the name of that event.
 pub const SAY: &str = "router.say/1";
 /// Task service method: nothing → the tasks that it runs, as JSON (the `tasks` of its declaration).
 pub const LIST: &str = "task.list/1";

@@ -68,11 +68,6 @@ pub trait Service: Send + Sync + Sized + 'static {
     fn import_state(&self, _state: Imported<'_>) -> Result<()> {
         Ok(())
     }
-
-    /// What a new instance is to begin with after a crash; asked for now and then while all is well.
-    fn checkpoint(&self) -> Result<Option<State>> {
-        Ok(None)
-    }
 }
 
 /// What a service declares. Each method answers the declaration, so that they chain.
@@ -188,7 +183,6 @@ pub(crate) trait AnyService: Send + Sync {
     fn thaw(&self);
     fn export_state(&self) -> Result<State>;
     fn import_state(&self, state: Imported<'_>) -> Result<(), Error>;
-    fn checkpoint(&self) -> Result<Option<State>>;
 }
 
 impl<S: Service> AnyService for S {
@@ -218,8 +212,5 @@ impl<S: Service> AnyService for S {
     }
     fn import_state(&self, state: Imported<'_>) -> Result<()> {
         Service::import_state(self, state)
-    }
-    fn checkpoint(&self) -> Result<Option<State>> {
-        Service::checkpoint(self)
     }
 }

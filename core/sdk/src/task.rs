@@ -29,7 +29,7 @@ pub trait Task: Sized + Send + Sync {
     /// Does the work.
     fn main(&self) -> Result<()>;
 
-    /// Make `main` return soon: its time is up, or the server stops.
+    /// Make `main` return soon. Reserved: the router does not call it yet.
     fn interrupt(&self) {}
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{Endianness, Object, elf};
 use sha2::{Digest, Sha256};
-use zeph_abi::{Declaration, Host, Library, ServiceId, key_budget};
+use zeph_abi::{Declaration, Host, Library, OpenError, ServiceId, key_budget};
 
 /// Copies of each plugin that are kept for rollback.
 const KEPT: usize = 3;
@@ -59,6 +59,8 @@ pub struct Refusal {
     pub hash: Option<String>,
     /// Why, and what to do.
     pub reason: String,
+    /// The same file would be refused again: it is not tried again until it changes.
+    pub file_is_bad: bool,
 }
 
 /// A file that was read whole and is in order as far as can be seen without running it.
@@ -71,13 +73,18 @@ pub struct Checked {
 
 impl Checked {
     fn refusal(&self, reason: impl Into<String>) -> Refusal {
-        Refusal { file: self.file.clone(), hash: Some(self.hash.clone()), reason: reason.into() }
+        Refusal {
+            file: self.file.clone(),
+            hash: Some(self.hash.clone()),
+            reason: reason.into(),
+            file_is_bad: true,
+        }
     }
 }
 
 /// Reads a plugin's file and checks who could have written it, and whether it is complete.
 pub fn check(file: &Path) -> Result<Checked, Refusal> {
-    let refuse = |reason: String| Refusal { file: file.to_path_buf(), hash: None, reason };
+    let refuse = |reason: String| Refusal { file: file.to_path_buf(), hash: None, reason, file_is_bad: true };
     let mut tries = 0;
     loop {
         let before = owned_by_us(file).map_err(&refuse)?;
@@ -98,7 +105,7 @@ pub fn check(file: &Path) -> Result<Checked, Refusal> {
             }
             Err(reason) => {
                 let hash = Some(hex(&Sha256::digest(&bytes)));
-                return Err(Refusal { file: file.to_path_buf(), hash, reason });
+                return Err(Refusal { hash, ..refuse(reason) });
             }
         }
     }
@@ -198,7 +205,8 @@ impl Loader {
     /// Loads a checked file as the given generation of its plugin.
     pub fn load(&self, name: &str, checked: &Checked, generation: u32) -> Result<Loaded, Refusal> {
         let copy = self.copy(name, checked, generation).map_err(|error| {
-            checked.refusal(format!("cannot be copied to {}: {error}", self.folder.display()))
+            let reason = format!("cannot be copied to {}: {error}", self.folder.display());
+            Refusal { file_is_bad: false, ..checked.refusal(reason) }
         })?;
         let loaded = self.open(name, checked, generation, &copy);
         if loaded.is_err() {
@@ -209,7 +217,10 @@ impl Loader {
     }
 
     fn open(&self, name: &str, checked: &Checked, generation: u32, copy: &Path) -> Result<Loaded, Refusal> {
-        let library = Library::open(copy).map_err(|error| checked.refusal(error.to_string()))?;
+        let library = Library::open(copy).map_err(|error| {
+            let file_is_bad = !matches!(error, OpenError::TooMany(_));
+            Refusal { file_is_bad, ..checked.refusal(error.to_string()) }
+        })?;
         if let Some(expected) = ElfFile64::<Endianness>::parse(&*checked.bytes)
             .ok()
             .and_then(|file| file.build_id().ok().flatten().map(<[u8]>::to_vec))

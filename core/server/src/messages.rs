@@ -128,6 +128,8 @@ pub enum Replacing {
     Commit { loaded: Arc<Loaded>, candidates: Vec<Candidate>, ticket: Sender<Result<(), Vec<Candidate>>> },
     /// Nothing has changed; the file (its hash) is not to be tried again for this reason.
     Abort { library: String, refused: Option<(String, String)> },
+    /// The file is what runs already: whatever was refused before is gone from there.
+    Unchanged { library: String },
     /// A new instance will not serve: what it had asked for is void.
     Forget { id: ServiceId },
 }

@@ -7,8 +7,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use zeph_abi::ServiceId;
+use zeph_contract::Error;
 
 use crate::pool::Ticket;
+
+/// Calls that wait for their answers at most.
+const CAPACITY: usize = 1 << 20;
 
 /// A status and a payload, or the text of an error.
 pub type Answer = (i32, Vec<u8>);
@@ -93,11 +97,16 @@ impl Pending {
         method: &str,
         ancestors: Arc<[u32]>,
         deadline: Instant,
-    ) {
+    ) -> Result<(), Error> {
         let method = method.into();
         let call =
             Call { callee, method, deadline, credit: 0, ancestors, caller: None, early: None, job: None };
-        self.calls().insert(token, call);
+        let mut calls = self.calls();
+        if calls.len() >= CAPACITY {
+            return Err(Error::busy(format!("{CAPACITY} calls wait for their answers already")));
+        }
+        calls.insert(token, call);
+        Ok(())
     }
 
     /// Says where the answer goes.

@@ -25,7 +25,7 @@ use crate::frames;
 use crate::life::{self, Birth, Inherited, Order};
 use crate::loader::{self, Loaded, Loader, short};
 use crate::messages::{Borrowed, Candidate, Job, Message, Origin, Replacing, Subject, from_life};
-use crate::settings::Settings;
+use crate::settings::{ServicePath, Settings, check_service};
 
 /// How long calls inside may take to end, once the gate is shut.
 const QUIET: Duration = Duration::from_millis(50);
@@ -48,6 +48,10 @@ struct Failed {
 impl Failed {
     fn bad_file(text: impl Into<String>) -> Self {
         Self { error: Error::new(Code::Incompatible, text), file_is_bad: true }
+    }
+
+    fn refused(refusal: &loader::Refusal) -> Self {
+        Self { file_is_bad: refusal.file_is_bad, ..Self::bad_file(refusal.to_string()) }
     }
 
     fn later(error: Error) -> Self {
@@ -155,11 +159,15 @@ impl Reloader {
         let file = self.file_of(library).map_err(Failed::later)?;
         let checked = loader::check(&file).map_err(|refusal| {
             hash.clone_from(&refusal.hash);
-            Failed::bad_file(refusal.to_string())
+            Failed::refused(&refusal)
         })?;
         *hash = Some(checked.hash.clone());
         if origin == Origin::Watched {
             let was_refused = borrowed.refused.as_ref().is_some_and(|(bad, _)| *bad == checked.hash);
+            if checked.hash == old.hash {
+                let unchanged = Replacing::Unchanged { library: library.into() };
+                let _ = self.manager.send(Message::Replacing(unchanged));
+            }
             if checked.hash == old.hash || was_refused {
                 return Ok(json!({"plugin": library, "unchanged": true}));
             }
@@ -207,7 +215,7 @@ impl Reloader {
         let (loader, name) = (self.loader.clone(), library.to_string());
         let load = move || loader.load(&name, &checked, generation);
         match within(Instant::now() + LOADING, load) {
-            Some(loaded) => loaded.map_err(|refusal| Failed::bad_file(refusal.to_string())),
+            Some(loaded) => loaded.map_err(|refusal| Failed::refused(&refusal)),
             None => Err(Failed::bad_file(too_long(library, "loading (constructors, setup, info)", LOADING))),
         }
     }
@@ -265,12 +273,13 @@ impl Reloader {
                 old.declaration.sdk
             )));
         }
-        let values = settings_for(&declaration, &subject.values);
+        let values = self.settings_for(&path, loaded, &declaration, &subject.values)?;
         let Some(slot) = self.bus.registry.slot(u64::from(subject.slot)) else {
             return Err(Failed::later(Error::internal(format!("{path} has no slot"))));
         };
         let id = ServiceId::instance(subject.slot, slot.next_serial());
-        let (sender, events) = crossbeam_channel::unbounded();
+        // A life has fewer steps than this.
+        let (sender, events) = crossbeam_channel::bounded(64);
         let _ = self.manager.send(Message::Replacing(Replacing::Candidate { id, events: sender }));
         let birth = Birth {
             library: loaded.library.clone(),
@@ -306,6 +315,23 @@ impl Reloader {
             main_returned: false,
             step: Step::default(),
         })
+    }
+
+    /// What the new build is started with, checked as at the start of the server.
+    fn settings_for(
+        &self,
+        path: &ServicePath,
+        loaded: &Loaded,
+        declaration: &ServiceDeclaration,
+        values: &Map<String, Value>,
+    ) -> Result<Map<String, Value>, Failed> {
+        if !self.settings.services.contains(path) {
+            return Ok(kept_settings(declaration, values));
+        }
+        let checked = check_service(&self.settings, path, declaration, &loaded.declaration.services);
+        let refused =
+            |faults| Failed::bad_file(format!("{path}: the new build does not take its settings: {faults}"));
+        checked.map(|checked| checked.values).map_err(refused)
     }
 
     /// Shuts the gates of what hands over, and waits until nobody is inside.
@@ -372,8 +398,9 @@ impl Reloader {
     }
 }
 
-/// The settings of a new build: its own defaults, and what was set of what it still knows.
-fn settings_for(declaration: &ServiceDeclaration, values: &Map<String, Value>) -> Map<String, Value> {
+/// The settings of a new build for a service that no file speaks of: its own defaults, and what was set
+/// of what it still knows.
+fn kept_settings(declaration: &ServiceDeclaration, values: &Map<String, Value>) -> Map<String, Value> {
     let value = |setting: &zeph_abi::SettingDeclaration| {
         let value = values.get(&setting.name).or(Some(&setting.default)).filter(|value| !value.is_null());
         value.map(|value| (setting.name.clone(), value.clone()))

@@ -119,7 +119,11 @@ impl Supervisor {
                 State::Starting,
                 Event::Failed | Event::Due | Event::Crashed | Event::Returned { .. } | Event::Gone,
             ) => {
-                return self.restart(true, now, roll, vec![Discard]);
+                if self.options.restart == Restart::Temporary {
+                    (State::Available, vec![Discard])
+                } else {
+                    return self.restart(true, now, roll, vec![Discard]);
+                }
             }
             (State::Starting, Event::Stop) => (State::Stopping { again: false }, vec![AskStop, stop_limit]),
             (State::Starting, Event::Start | Event::Called) => return Vec::new(),

@@ -6,11 +6,13 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rooms::{Notice, Rooms};
+use zephserver_plugin::contract::event::{Change, SERVICE_CHANGED, ServiceChanged};
 use zephserver_plugin::contract::peer::{Cid, Delivery, SEND as EDGE_SEND};
 use zephserver_plugin::contract::room::{JOIN, Join, LEAVE, Leave, Push, SEND};
 use zephserver_plugin::contract::wire::Reader;
 use zephserver_plugin::{
-    Call, Declare, Error, Handle, Host, Imported, Reply, Result, Service, Start, State, export, tracing,
+    Call, Declare, Error, Event, Handle, Host, Imported, Reply, Result, Service, Start, State, export,
+    tracing,
 };
 
 struct Room {
@@ -53,6 +55,23 @@ impl Service for Room {
         }
     }
 
+    fn init(&self) -> Result<()> {
+        self.host.subscribe(SERVICE_CHANGED)?;
+        Ok(())
+    }
+
+    /// An edge that went down has lost its peers.
+    fn event(&self, event: Event<'_>) -> Result<()> {
+        if let Event::Published { name: SERVICE_CHANGED, payload } = event {
+            let changed: ServiceChanged = serde_json::from_slice(payload)?;
+            if changed.change == Change::Down {
+                let notices = self.rooms().lose_edge(&changed.service);
+                self.announce(&notices);
+            }
+        }
+        Ok(())
+    }
+
     fn export_state(&self) -> Result<State> {
         State::json(&*self.rooms())
     }
@@ -85,7 +104,14 @@ impl Room {
         frame.extend_from_slice(b",\"data\":");
         frame.extend_from_slice(push.data);
         frame.push(b'}');
-        by_edge.iter().map(|(edge, cids)| self.deliver(edge, &frame, cids)).sum()
+        let reached = by_edge.iter().map(|(edge, cids)| {
+            // An edge that cannot take it does not keep it from the others.
+            self.deliver(edge, &frame, cids).unwrap_or_else(|error| {
+                tracing::warn!("a push did not reach {edge}: {error}");
+                0
+            })
+        });
+        Ok(reached.sum())
     }
 
     fn deliver(&self, edge: &str, frame: &[u8], cids: &[Cid]) -> Result<u64> {

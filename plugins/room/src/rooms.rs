@@ -77,6 +77,16 @@ impl Rooms {
         left.into_iter().chain([self.user_list(&room)]).collect()
     }
 
+    /// All peers of an edge are gone.
+    pub fn lose_edge(&mut self, edge: &str) -> Vec<Notice> {
+        let lost = self.members.iter().filter(|(_, member)| member.edge == edge).map(|(cid, _)| *cid);
+        let lost: Vec<Cid> = lost.collect();
+        let mut notices: Vec<Notice> = lost.into_iter().flat_map(|cid| self.leave(cid)).collect();
+        notices.iter_mut().for_each(|notice| drop(notice.to.remove(edge)));
+        notices.retain(|notice| !notice.to.is_empty());
+        notices
+    }
+
     /// Who is at an address.
     pub fn at(&self, address: &Address<'_>) -> ByEdge {
         match address {
@@ -191,6 +201,16 @@ mod tests {
         let count = |address| rooms.at(&address).values().flatten().count();
         assert_eq!(count(Address::Users(vec!["id-Ann", "nobody"])), 2);
         assert_eq!((count(Address::All), count(Address::Cid(3)), count(Address::Room("x"))), (3, 1, 0));
+    }
+
+    #[test]
+    fn peers_of_a_lost_edge_are_gone() {
+        let mut rooms = Rooms::default();
+        rooms.join(join(1, "a", None));
+        rooms.join(Join { edge: "other/E".into(), ..join(2, "a", None) });
+        let notices = rooms.lose_edge("e/E");
+        assert_eq!(frames(&notices), [(vec![2], r#"{"data":[],"msgtype":"user_list"}"#)]);
+        assert_eq!(rooms.at(&Address::All).values().flatten().count(), 1);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use table::{Declared, Route, Table};
 use zephserver_plugin::contract::event::{SERVICE_CHANGED, ServiceChanged};
 use zephserver_plugin::contract::request::{LIST, ROUTE, RUN, Request, SAY};
-use zephserver_plugin::contract::room::SEND;
+use zephserver_plugin::contract::room::{Address, Push, SEND};
 use zephserver_plugin::{
     Access, Begun, Call, Declare, Error, Event, Handle, Host, Pending, Reply, Result, RunMode, Service,
     Start, export, tracing,
@@ -30,6 +30,7 @@ impl Service for Router {
             .setting("tasks", serde_json::json!({}), "short name → \"library/Task\"")
             .alias("TASKS_PATH")
             .setting("room", "room/Room", "the service that keeps the rooms")
+            .alias("MY_ROOM_HANDLER")
             .needs_setting("room")
     }
 
@@ -43,6 +44,7 @@ impl Service for Router {
 
     fn init(&self) -> Result<()> {
         self.host.subscribe(SERVICE_CHANGED)?;
+        self.host.subscribe_cluster(SAY)?;
         Ok(())
     }
 
@@ -50,6 +52,10 @@ impl Service for Router {
         match call.method() {
             ROUTE => self.route(call),
             SAY => {
+                // A cid is known on its own node only.
+                if !matches!(Push::decode(call.payload())?.address, Address::Cid(_)) {
+                    self.host.say(SAY, call.payload())?;
+                }
                 let reached = self.room.call(SEND, call.payload())?;
                 call.reply(&reached)
             }
@@ -71,6 +77,7 @@ impl Service for Router {
                 }
                 Ok(())
             }
+            Event::Said { name: SAY, payload } => self.room.call(SEND, payload).map(drop),
             Event::Published { name: SERVICE_CHANGED, payload } => {
                 let changed: ServiceChanged = serde_json::from_slice(payload)?;
                 self.forget(&changed.service);

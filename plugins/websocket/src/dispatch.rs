@@ -1,7 +1,9 @@
-//! What a message of a peer means: hello or task. Calls session, room and router; waits for none of
-//! them on the loop's thread.
+//! What a message of a peer means: hello or task. Session and tasks may answer later, and hold up only
+//! the peer that waits for them; the room, and tasks that run inline, are called on the loop's thread and
+//! are to be quick.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +21,9 @@ use crate::outbox::Outbox;
 
 /// How long session or task may take.
 const LIMIT: Duration = Duration::from_secs(40);
+
+/// Questions under way at most.
+const UNDER_WAY: usize = 65_536;
 
 /// The services that the edge asks.
 #[derive(Clone)]
@@ -82,7 +87,9 @@ pub struct Dispatch {
 impl Dispatch {
     pub fn new(services: Services, inbox: Arc<Inbox>) -> Self {
         let (peers, asked) = (HashMap::new(), HashMap::new());
-        Self { services, inbox, peers, asked, next_cookie: 1, payload: Vec::new() }
+        // Answers find their way by name: those to another generation's questions must not fit ours.
+        let next_cookie = RandomState::new().build_hasher().finish() & 0x7fff_ffff_0000_0000;
+        Self { services, inbox, peers, asked, next_cookie, payload: Vec::new() }
     }
 
     fn cookie(&mut self, asked: Asked) -> u64 {
@@ -119,6 +126,9 @@ impl Dispatch {
         let Some((room, user)) = joined else {
             return Err(Error::refused("say hello first: {\"room\": \"lobby\"}"));
         };
+        if self.asked.len() >= UNDER_WAY {
+            return Err(Error::busy(format!("{UNDER_WAY} requests are under way already; try again")));
+        }
         let data = message.data.map_or("null", RawValue::get).as_bytes();
         let user = user.as_ref().map(|user| (user.id.as_str(), user.username.as_str()));
         let mut payload = std::mem::take(&mut self.payload);

@@ -1,5 +1,5 @@
-//! The readiness loop: one thread, all sockets. It accepts, reads, and hands whole messages on; it
-//! never waits for anything but readiness.
+//! The readiness loop: one thread, all sockets. It accepts, reads, and hands whole messages on. A
+//! socket never holds it up; what the handler calls on this thread does.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
@@ -35,7 +35,7 @@ const FIRST: usize = 2;
 pub trait Handler {
     /// A peer has upgraded.
     fn opened(&mut self, peer: Peer, outbox: &Arc<Outbox>);
-    /// A peer sent a text message. False: stop reading it until [`Edge::resume`] is due.
+    /// A peer sent a text message.
     fn message(&mut self, cid: Cid, outbox: &Arc<Outbox>, text: &str) -> Flow;
     /// A peer is gone.
     fn closed(&mut self, cid: Cid);
@@ -145,6 +145,8 @@ impl<'a, H: Handler> Edge<'a, H> {
         for connection in self.connections.values() {
             connection.outbox.close(1012, "the service restarts");
         }
+        let tokens: Vec<usize> = self.connections.keys().copied().collect();
+        tokens.into_iter().for_each(|token| drop(self.leave(token)));
         Ok(())
     }
 
@@ -301,7 +303,10 @@ impl<'a, H: Handler> Edge<'a, H> {
             }
             Opcode::Pong => Ok(Flow::Go),
             Opcode::Close => {
-                let code = payload.first_chunk().map_or(1000, |code| u16::from_be_bytes(*code));
+                let code = match payload.first_chunk().map_or(1000, |code| u16::from_be_bytes(*code)) {
+                    code @ (1000..=1003 | 1007..=1014 | 3000..=4999) => code,
+                    _ => 1002,
+                };
                 Err(self.violated(token, Violation { code, reason: "" }))
             }
         }
@@ -328,13 +333,20 @@ impl<'a, H: Handler> Edge<'a, H> {
     }
 
     fn remove(&mut self, token: usize) {
-        let Some(connection) = self.connections.remove(&token) else { return };
+        if let Some(socket) = self.leave(token) {
+            // The last owner closes it; an outbox in another thread's hands must not keep it open.
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// A connection is no longer one of ours.
+    fn leave(&mut self, token: usize) -> Option<Arc<TcpStream>> {
+        let connection = self.connections.remove(&token)?;
         match connection.stage {
             Stage::Open { cid } | Stage::Closing { cid: Some(cid), .. } => self.forget(cid),
             Stage::Head { .. } | Stage::Closing { cid: None, .. } => {}
         }
-        // The last owner of the socket closes it; an outbox in another thread's hands must not keep it open.
-        let _ = connection.socket.shutdown(std::net::Shutdown::Both);
+        Some(connection.socket)
     }
 
     fn woken(&mut self, buffer: &mut [u8]) {

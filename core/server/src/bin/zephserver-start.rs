@@ -72,7 +72,10 @@ fn no_signals(arguments: &Arguments, source: std::io::Error) -> Error {
 }
 
 fn say_ready(server: &Server, settings: &Settings, arguments: &Arguments) {
-    say!("Ready: {} services", settings.services.len());
+    let services = server.control("services").unwrap_or_default();
+    let states = services.as_array().into_iter().flatten();
+    let enabled = states.filter(|service| service["state"] == "enabled").count();
+    say!("Ready: {enabled} of {} services", settings.services.len());
     for (service, address) in server.addresses() {
         say!("  {service} listens on {address}");
     }

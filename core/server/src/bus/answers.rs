@@ -92,7 +92,7 @@ impl Bus {
         let deadline = Instant::now() + self.limits.call_timeout;
         let method =
             frames::with(|thread| thread.innermost(self.id)).map_or_else(String::new, |call| call.method);
-        self.pending.defer(token, from, &method, ancestors(self, Some(context), 0), deadline);
+        self.pending.defer(token, from, &method, ancestors(self, Some(context), 0), deadline)?;
         self.clock.set_deadline(token, deadline);
         Ok(token)
     }

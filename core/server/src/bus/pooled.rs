@@ -65,7 +65,11 @@ impl Bus {
         };
         let callee = ServiceId::instance(handle as u32, 0);
         let inside = ancestors(self, parent, options.behalf);
-        self.pending.defer(token, callee, &String::from_utf8_lossy(method), inside, deadline);
+        if let Err(error) =
+            self.pending.defer(token, callee, &String::from_utf8_lossy(method), inside, deadline)
+        {
+            return fail(reply, &error);
+        }
         let waits = Caller::Service { slot, cookie: options.cookie };
         self.pending.attend(token, waits, options.credit, deadline);
         self.clock.set_deadline(token, deadline);
@@ -129,7 +133,8 @@ impl Bus {
         // goes with the job, whether that ever runs or not.
         let carrier = (!inside.is_empty()).then(|| {
             let token = self.token();
-            self.pending.defer(token, ServiceId::SERVER, "", inside, Instant::now() + limit);
+            // Where there is no room the chain ends here, and the call waits at a shut gate like others.
+            let _ = self.pending.defer(token, ServiceId::SERVER, "", inside, Instant::now() + limit);
             options.behalf = token;
             Carrier { bus: self.clone(), token }
         });

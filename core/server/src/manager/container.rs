@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use zeph_abi::{Instance, Seat, ServiceId, StopReason};
 use zeph_contract::Error;
 
-use crate::life::{Birth, Order};
+use crate::life::{Birth, Inherited, Order};
 use crate::loader::{Loaded, short};
 use crate::messages::Ticket;
 use crate::registry::Down;
@@ -32,7 +32,7 @@ pub struct Container {
     pub failure_count: u64,
     pub since: SystemTime,
     pub metrics: Value,
-    pub checkpoint: Option<Vec<u8>>,
+    pub checkpoint: Option<Inherited>,
     /// Who waits until it runs.
     pub start_tickets: Vec<Ticket>,
     /// Who waits until it does not.

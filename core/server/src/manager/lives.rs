@@ -12,7 +12,7 @@ impl Manager {
     pub(super) fn on_life(&mut self, id: ServiceId, event: life::Event) {
         if let Some(candidate) = self.candidates.get(&id) {
             // The reload waits for it; gone means that it has given up.
-            if candidate.send(event).is_err() {
+            if candidate.try_send(event).is_err() {
                 self.candidates.remove(&id);
             }
             return;
@@ -52,13 +52,33 @@ impl Manager {
         }
     }
 
-    /// What an instance that follows a failed one begins with.
+    /// What an instance that follows a failed one begins with, if its build can read that.
     pub(super) fn checkpoint(&self, slot: u32) -> Option<life::Inherited> {
         let container = self.containers.get(&slot)?;
-        let bytes = container.checkpoint.clone()?;
+        let checkpoint = container.checkpoint.clone()?;
         let plugin = self.plugins.get(&container.path.library)?;
-        let version = plugin.loaded.declaration.service(&container.path.kind)?.state_version;
-        Some(life::Inherited { version, state: zeph_abi::Exported { bytes, fds: Vec::new() } })
+        let declared = plugin.loaded.declaration.service(&container.path.kind)?;
+        let reads =
+            declared.state_version == checkpoint.version || declared.imports.contains(&checkpoint.version);
+        if !reads {
+            let version = checkpoint.version;
+            tracing::warn!(
+                "{}: its checkpoint of state version {version} cannot be imported",
+                container.path
+            );
+        }
+        reads.then_some(checkpoint)
+    }
+
+    /// Keeps what a service wants to begin with after a crash.
+    pub(super) fn on_checkpoint(&mut self, id: ServiceId, bytes: Vec<u8>) {
+        let container = id.slot().and_then(|slot| self.containers.get_mut(&slot));
+        let Some(container) = container.filter(|container| container.is_now(id)) else { return };
+        let plugin = self.plugins.get(&container.path.library);
+        let declared = plugin.and_then(|plugin| plugin.loaded.declaration.service(&container.path.kind));
+        let version = declared.map_or(0, |service| service.state_version);
+        let state = zeph_abi::Exported { bytes, fds: Vec::new() };
+        container.checkpoint = Some(life::Inherited { version, state });
     }
 
     pub(super) fn on_initialized(&mut self, slot: u32) {
@@ -85,7 +105,7 @@ impl Manager {
     pub(super) fn on_ready(&mut self, id: ServiceId) {
         let Some(slot) = id.slot() else { return };
         if let Some(candidate) = self.candidates.get(&id) {
-            let _ = candidate.send(life::Event::Ready);
+            let _ = candidate.try_send(life::Event::Ready);
             return;
         }
         let initialized = self
@@ -111,7 +131,7 @@ impl Manager {
         let event = match &result {
             Ok(()) if stopping => Event::Returned { well: true },
             Ok(()) => {
-                tracing::warn!("{name}: main returned without being asked to; it is run again");
+                tracing::warn!("{name}: main returned without being asked to");
                 Event::Returned { well: true }
             }
             Err(failure) if failure.status == PANICKED => {

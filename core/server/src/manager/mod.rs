@@ -173,9 +173,7 @@ impl Manager {
             Message::Life { id, event } => self.on_life(id, event),
             Message::Ready(id) => self.on_ready(id),
             Message::Metrics(id, metrics) => self.with_instance(id, |container| container.metrics = metrics),
-            Message::Checkpoint(id, state) => {
-                self.with_instance(id, |container| container.checkpoint = Some(state));
-            }
+            Message::Checkpoint(id, state) => self.on_checkpoint(id, state),
             Message::Crashed(crash) => self.on_crash(crash),
             Message::Called(_) if self.is_stopping() => {}
             Message::Called(slot) => self.step(slot, Event::Called),

@@ -48,6 +48,9 @@ impl Manager {
                 let _ = ticket.send(done);
             }
             Replacing::Abort { library, refused } => self.abort(&library, refused),
+            Replacing::Unchanged { library } => {
+                self.plugins.get_mut(&library).into_iter().for_each(|plugin| plugin.refused = None);
+            }
             Replacing::Forget { id } => {
                 self.candidates.remove(&id);
                 if let Some(slot) = id.slot() {

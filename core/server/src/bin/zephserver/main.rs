@@ -103,7 +103,11 @@ fn say(arguments: &Arguments, answer: &Value) -> u8 {
     } else if error.is_none() {
         show::answer(&arguments.verb, answer);
     }
-    let Some(error) = error else { return exit::OK };
+    let left_behind = answer["left_behind"].as_array().is_some_and(|list| !list.is_empty());
+    let Some(error) = error else {
+        let is_late = arguments.verb == "stop" && left_behind;
+        return if is_late { exit::TIMEOUT } else { exit::OK };
+    };
     if !arguments.json {
         eprintln!("zephserver: {}", error["text"].as_str().unwrap_or("unknown error"));
     }

@@ -24,8 +24,16 @@ pub fn answer(verb: &str, answer: &Value) {
         "start" | "disable" | "restart" => each(answer, |one| {
             line(&format!("{}: {}", text(&one["service"]), text(&one["state"])));
         }),
-        "stop" => line("Stopped"),
+        "stop" => stopped(answer),
         _ => generic(answer),
+    }
+}
+
+fn stopped(answer: &Value) {
+    let names = answer["left_behind"].as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
+    match names.as_slice() {
+        [] => line("Stopped"),
+        names => line(&format!("Stopped, but left behind: {}", names.join(", "))),
     }
 }
 
