@@ -40,6 +40,9 @@ impl Listeners {
             ))
         })?;
         let fd = duplicate(&socket)?;
+        if let Ok(address) = socket.local_addr() {
+            tracing::info!("{borrower}: listens on {address}");
+        }
         sockets.insert(key, (borrower.into(), socket));
         Ok(fd)
     }
@@ -50,6 +53,12 @@ impl Listeners {
         let address =
             |(owner, socket): &(String, TcpListener)| Some((owner.clone(), socket.local_addr().ok()?));
         sockets.values().filter_map(address).collect()
+    }
+
+    /// Closes those of a borrower that has stopped. Only what it still holds itself stays open.
+    pub fn release(&self, borrower: &str) {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.retain(|_, (owner, _)| owner != borrower);
     }
 
     /// Closes all of them.

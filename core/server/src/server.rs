@@ -192,8 +192,8 @@ impl Server {
             .map_err(Error::io("cannot open the control socket", &settings.control_socket))
             .inspect_err(|_| loader.clean_up(&settings.state_path))?;
         let queues = (core.manager.clone(), messages);
-        let manager =
-            Manager::new(core.bus.clone(), settings.clone(), core.phases.clone(), queues, core.jobs.clone());
+        let (bus, listeners, phases) = (core.bus.clone(), core.listeners.clone(), core.phases.clone());
+        let manager = Manager::new(bus, settings.clone(), listeners, phases, queues, core.jobs.clone());
         core.thread("manager", move |_| manager.run())?;
         core.thread("clock", |core| core.bus.run_clock())?;
         core.thread("mail", |core| core.bus.run_mail())?;

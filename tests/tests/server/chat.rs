@@ -112,6 +112,20 @@ fn a_client_keeps_its_connection_while_tasks_are_rebuilt() {
 }
 
 #[test]
+fn a_disabled_edge_refuses_connections_and_comes_back() {
+    let server = ring();
+    let mut client = Client::join(&server, "lobby");
+    server.ask("disable websocket").unwrap();
+    assert!(matches!(client.0.read(), Ok(Message::Close(Some(frame))) if u16::from(frame.code) == 1012));
+    assert!(TcpStream::connect(("127.0.0.1", server.port("websocket/WebSocket"))).is_err());
+    server.ask("start websocket").unwrap();
+    let log = server.log();
+    let line = log.lines().rfind(|line| line.contains("websocket/WebSocket: listens on")).unwrap();
+    let port: u16 = line.rsplit(':').next().unwrap().parse().unwrap();
+    TcpStream::connect(("127.0.0.1", port)).unwrap();
+}
+
+#[test]
 fn rooms_and_members_outlive_reload_and_crash_of_every_service_behind_the_edge() {
     let mut server = ring();
     let mut ann = Client::join(&server, "lobby");

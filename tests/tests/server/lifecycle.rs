@@ -129,6 +129,9 @@ fn services_start_in_order_and_needs_come_first() {
     assert!(at("hello/Hello") < at("relay/Relay"));
     server.stop();
     server.wait_ended();
+    let log = server.log();
+    let at = |name: &str| log.find(&format!("{name}: stopped")).unwrap_or_else(|| panic!("{name}: {log}"));
+    assert!(at("relay/Relay") < at("hello/Hello"), "and stop in reverse");
 }
 
 #[test]

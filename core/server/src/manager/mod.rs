@@ -25,6 +25,7 @@ use zeph_contract::event::{Change, SERVICE_CHANGED, ServiceChanged};
 
 use crate::bus::Bus;
 use crate::life;
+use crate::listener::Listeners;
 use crate::loader::Loaded;
 use crate::messages::{Job, Listed, Message};
 use crate::phase::{Phase, Phases};
@@ -49,6 +50,7 @@ pub struct Plugin {
 pub struct Manager {
     bus: Arc<Bus>,
     settings: Arc<Settings>,
+    listeners: Arc<Listeners>,
     phases: Phases,
     messages: Receiver<Message>,
     sender: Sender<Message>,
@@ -76,6 +78,7 @@ impl Manager {
     pub fn new(
         bus: Arc<Bus>,
         settings: Arc<Settings>,
+        listeners: Arc<Listeners>,
         phases: Phases,
         (sender, messages): (Sender<Message>, Receiver<Message>),
         jobs: Sender<Job>,
@@ -83,6 +86,7 @@ impl Manager {
         Self {
             bus,
             settings,
+            listeners,
             phases,
             messages,
             sender,
@@ -224,6 +228,11 @@ impl Manager {
         }
         if matches!(state, State::Enabled | State::Ended | State::Available) {
             container.wake = None;
+        }
+        if state == State::Available && matches!(before, State::Stopping { .. }) {
+            tracing::info!("{}: stopped", container.path);
+            // Nobody will accept there; whoever connects is to be told so at once.
+            self.listeners.release(&container.path.to_string());
         }
         if matches!(state, State::Stopping { .. }) {
             // Whoever is stopped in order begins from nothing.
