@@ -7,15 +7,20 @@ use zephserver_plugin::{Code, Error};
 /// A message of a client. Raw parts are passed on as they are.
 #[derive(Debug, Deserialize)]
 pub struct Message<'a> {
-    /// Its presence makes the message a request.
-    #[serde(borrow, default)]
+    /// Its presence makes the message a request, whatever its value.
+    #[serde(borrow, default, deserialize_with = "present")]
     pub task: Option<&'a RawValue>,
     #[serde(borrow, default)]
     pub data: Option<&'a RawValue>,
     #[serde(borrow, default)]
     pub room: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "present")]
     pub id: Option<&'a RawValue>,
+}
+
+/// A value that is there, `null` included.
+fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(value).map(Some)
 }
 
 impl<'a> Message<'a> {
@@ -99,6 +104,8 @@ mod tests {
             assert_eq!(Message::read(text).unwrap_err().code, Code::Invalid, "{text}");
         }
         assert!(Message::read(r#"{"task":3}"#).unwrap().task_name().is_err());
+        let null = Message::read(r#"{"task":null,"room":"a"}"#).unwrap();
+        assert!(null.task.is_some() && null.task_name().is_err(), "never a hello");
         assert!(Message::read(r#"{"room":""}"#).unwrap().room_name().is_err());
     }
 
