@@ -85,6 +85,31 @@ fn state_is_handed_over_and_no_call_is_lost() {
 }
 
 #[test]
+fn millions_of_direct_calls_pass_through_reloads() {
+    let server = TestServer::with(&["trouble/Counter", "relay/Relay"])
+        .settings("[server]\nwatch = false\ncall_timeout = 120")
+        .start();
+    let order = json!({"path": "trouble/Counter", "method": "add/1", "payload": 1, "count": 700_000});
+    let callers: Vec<_> = (0..3)
+        .map(|_| {
+            let (socket, line) = (server.socket(), format!("call relay time/1 {order}"));
+            std::thread::spawn(move || zephserver::client::ask(&socket, &line).unwrap())
+        })
+        .collect();
+    let mut reloads = 0;
+    while !callers.iter().all(|caller| caller.is_finished()) && reloads < 200 {
+        server.ask("reload trouble").unwrap();
+        reloads += 1;
+    }
+    for caller in callers {
+        let answer = caller.join().unwrap();
+        assert!(answer.is_number(), "{answer}");
+    }
+    assert_eq!(server.call("trouble", "get/1", "").unwrap(), 2_100_000);
+    assert!(reloads >= 1);
+}
+
+#[test]
 fn a_chain_that_comes_back_passes_the_shut_gate() {
     let mut server =
         TestServer::with(&["trouble/Counter", "relay/Relay"]).settings("[server]\ngate_timeout = 5").start();

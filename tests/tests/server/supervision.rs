@@ -20,6 +20,29 @@ fn a_panic_in_a_call_stays_there() {
 }
 
 #[test]
+fn callers_under_way_do_not_notice_a_resurrection() {
+    let mut server = TestServer::with(&["trouble/Trouble", "relay/Relay"])
+        .settings("[server]\ncall_timeout = 120")
+        .start();
+    let order = json!({"path": "trouble/Trouble", "method": "echo/1", "payload": 1, "count": 2_000_000});
+    let callers: Vec<_> = (0..2)
+        .map(|_| {
+            let (socket, line) = (server.socket(), format!("call relay time/1 {order}"));
+            std::thread::spawn(move || zephserver::client::ask(&socket, &line).unwrap())
+        })
+        .collect();
+    server.wait("they call", |server| (server.ask("status").unwrap()["pool"]["threads"] == 2).then_some(()));
+    for _ in 0..2 {
+        assert_eq!(server.call("trouble", "panic/1", "").unwrap_err().code.name(), "panicked");
+    }
+    for caller in callers {
+        let answer = caller.join().unwrap();
+        assert!(answer.is_number(), "{answer}");
+    }
+    assert_eq!(server.service("trouble")["failures"], 2);
+}
+
+#[test]
 fn panics_in_every_entry_are_contained() {
     for (fail, act) in [("main", ""), ("event", "publish"), ("disable", "restart"), ("drop", "restart")] {
         let mut server = TestServer::with(&["trouble/Trouble", "relay/Relay"])
