@@ -102,7 +102,8 @@ impl Instance {
         Ok(Exported { bytes, fds: fds.collect() })
     }
 
-    /// What it would begin with after a crash, if it keeps such a thing.
+    /// What it would begin with after a crash, if it keeps such a thing. Reserved: services leave their
+    /// checkpoints themselves, with `Report::Checkpoint`.
     pub fn checkpoint(&self) -> Result<Option<Vec<u8>>, Failure> {
         let (kept, bytes) = ask(|sink| self.root.checkpoint()(self.instance, sink))?;
         Ok((kept == 1).then_some(bytes))

@@ -451,7 +451,7 @@ pub enum Scope {
 pub enum Report {
     /// It serves now (declared with [`Readiness::Reported`](crate::Readiness)).
     Ready = 0,
-    /// It is alive.
+    /// It is alive. Reserved: the server does nothing with it yet.
     Heartbeat = 1,
     /// JSON object of numbers by name, kept and shown by `status`.
     Metrics = 2,

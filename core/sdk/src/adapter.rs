@@ -103,7 +103,8 @@ impl<P: Plugin> PluginSide for Adapter<P> {
     fn create(id: ServiceId, kind: &str, name: &str, settings: &[u8]) -> Result<Living, Failure> {
         log::within(id, || {
             let abi = log::host().ok_or_else(|| Error::internal("create came before setup"))?;
-            let host = Host::new(id, name, abi);
+            let stop = Stop::default();
+            let host = Host::new(id, name, abi, stop.clone());
             let start = Start::new(name, settings, host.clone())?;
             let kinds = kinds::<P>();
             let Some(kind) = kinds.iter().find(|known| known.declaration.kind == kind) else {
@@ -114,7 +115,7 @@ impl<P: Plugin> PluginSide for Adapter<P> {
                     known.join(", ")
                 )));
             };
-            Ok(Living { host, stop: Stop::default(), service: (kind.make)(start)? })
+            Ok(Living { host, stop, service: (kind.make)(start)? })
         })
         .map_err(to_failure)
     }
@@ -179,7 +180,9 @@ impl<P: Plugin> PluginSide for Adapter<P> {
     }
 
     fn stop(living: &Living, _reason: StopReason) -> Result<(), Failure> {
-        living.stop.set();
+        if !living.stop.set() {
+            return Ok(());
+        }
         living.enter(|service| {
             service.disable();
             Ok(())

@@ -16,7 +16,7 @@ pub enum Event<'a> {
         /// Its answer.
         result: Result<&'a [u8]>,
     },
-    /// One item of a stream begun with [`Handle::begin`](crate::Handle::begin).
+    /// One item of a stream begun with [`Handle::begin_stream`](crate::Handle::begin_stream).
     Item {
         /// The call.
         token: u64,

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use zeph_abi::{CallMode, CallOptions, Outcome, Report, Scope, ServiceId, status};
 
 use crate::failure::from_failure;
+use crate::stop::Stop;
 use crate::{Code, Error, Result, waiting};
 
 /// The server, as one service sees it. Cheap to clone, usable from any thread.
@@ -19,11 +20,12 @@ pub struct Host {
     pub(crate) id: ServiceId,
     name: Arc<str>,
     abi: zeph_abi::Host,
+    stop: Stop,
 }
 
 impl Host {
-    pub(crate) fn new(id: ServiceId, name: &str, abi: zeph_abi::Host) -> Self {
-        Self { id, name: name.into(), abi }
+    pub(crate) fn new(id: ServiceId, name: &str, abi: zeph_abi::Host, stop: Stop) -> Self {
+        Self { id, name: name.into(), abi, stop }
     }
 
     pub(crate) fn abi(&self) -> &zeph_abi::Host {
@@ -65,7 +67,7 @@ impl Host {
 
     /// True once this service was told to stop.
     pub fn is_stopping(&self) -> bool {
-        self.abi.stopping(self.id)
+        self.stop.is_set() || self.abi.stopping(self.id)
     }
 
     /// Tells the services of this node; answers how many listened.
@@ -83,7 +85,8 @@ impl Host {
         self.abi.tell(self.id, node, event, payload).map_err(from_failure)
     }
 
-    /// Asks to hear what services of this node publish under a name: `Event::Published`.
+    /// Asks to hear what services of this node publish under a name: `Event::Published`. Events reach a
+    /// service once it is ready, not before. A service that hands its state over keeps its subscriptions.
     pub fn subscribe(&self, event: &str) -> Result<u64> {
         self.abi.subscribe(self.id, Scope::Node, event).map_err(from_failure)
     }
@@ -103,7 +106,8 @@ impl Host {
         self.abi.timer(self.id, delay.as_millis() as u64, 0).map_err(from_failure)
     }
 
-    /// `Event::Timer` again and again.
+    /// `Event::Timer` again and again. A service that hands its state over keeps its timers: set this one
+    /// only where no state was imported.
     pub fn every(&self, period: Duration) -> Result<u64> {
         let period = period.as_millis().max(1) as u64;
         self.abi.timer(self.id, period, period).map_err(from_failure)
@@ -223,7 +227,7 @@ impl Handle {
         }
     }
 
-    /// Begins a call whose answer may come later, as [`Event::Reply`](crate::Event::Reply) with this
+    /// Begins a call whose answer may come later (once this service is ready), as [`Event::Reply`](crate::Event::Reply) with this
     /// cookie, within `limit` (zero: the server's own). Cookies with the highest bit are the SDK's.
     pub fn begin(&self, method: &str, payload: &[u8], cookie: u64, limit: Duration) -> Result<Begun> {
         self.begin_with(method, payload, CallMode::Later, cookie, 0, limit)
@@ -254,10 +258,12 @@ impl Handle {
     }
 
     /// Calls and iterates over the items of the answer, at most `credit` of them under way at a time,
-    /// and for `limit` at most.
+    /// and for `limit` at most (zero: 30 s). The items come to this generation only: one that is replaced
+    /// meanwhile gets no more of them.
     pub fn stream(&self, method: &str, payload: &[u8], credit: u32, limit: Duration) -> Result<Stream> {
         let (cookie, receiver) = waiting::expect_stream(self.host.id, credit);
         // The server ends the call at the limit; this is for a server that cannot reach us any more.
+        let limit = if limit.is_zero() { Duration::from_secs(30) } else { limit };
         let deadline = Instant::now() + limit + Duration::from_secs(1);
         let begun = self.begin_with(method, payload, CallMode::Later, cookie, credit.max(1), limit);
         let token = match begun {
@@ -355,6 +361,7 @@ impl Iterator for Stream {
             }
             Ok(Err(error)) => Some(Err(error)),
             Err(RecvTimeoutError::Timeout) if waiting::forget_stream(self.cookie) => {
+                let _ = self.handle.host.cancel(self.token);
                 Some(Err(Error::timeout(format!("the stream of {} did not end in time", self.handle.path))))
             }
             Ok(Ok(None)) | Err(_) => None,

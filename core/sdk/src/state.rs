@@ -25,8 +25,8 @@ impl State {
         Ok(Self::bytes(serde_json::to_vec(value)?))
     }
 
-    /// Adds a descriptor and answers its index. It stays this generation's until the next one has run
-    /// `init`: close it neither before nor after (`into_raw_fd`, or drop it only in `thaw`'s world).
+    /// Adds a descriptor and answers its index. From the commit on it belongs to the next generation, so
+    /// do not close it in this one's end; after `thaw` it is this generation's as before.
     pub fn push_fd(&mut self, fd: RawFd) -> usize {
         self.fds.push(fd);
         self.fds.len() - 1

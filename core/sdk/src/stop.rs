@@ -16,11 +16,13 @@ struct Inner {
 }
 
 impl Stop {
-    pub(crate) fn set(&self) {
-        *self.0.set.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    /// False: it was set already.
+    pub(crate) fn set(&self) -> bool {
+        let before = std::mem::replace(&mut *self.0.set.lock().unwrap_or_else(PoisonError::into_inner), true);
         self.0.changed.notify_all();
         #[cfg(feature = "tokio")]
         self.0.notify.notify_waiters();
+        !before
     }
 
     /// True once the service is to stop.

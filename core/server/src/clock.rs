@@ -37,6 +37,8 @@ struct State {
     heap: BinaryHeap<Reverse<(Instant, u64)>>,
     timers: HashMap<u64, Timer>,
     stopped: bool,
+    /// How long the heap may get before what is over already is swept out.
+    sweep_at: usize,
 }
 
 impl Clock {
@@ -72,9 +74,13 @@ impl Clock {
         self.state().timers.retain(|_, timer| !is_its(timer));
     }
 
-    /// Tells about a pending call at its deadline.
-    pub fn set_deadline(&self, token: u64, at: Instant) {
-        self.state().heap.push(Reverse((at, token)));
+    /// Tells about a pending call at its deadline. `pends` says which calls still pend.
+    pub fn set_deadline(&self, token: u64, at: Instant, pends: impl Fn(u64) -> bool) {
+        let mut state = self.state();
+        if state.heap.len() >= state.sweep_at {
+            state.sweep(pends);
+        }
+        state.heap.push(Reverse((at, token)));
         self.changed.notify_one();
     }
 
@@ -108,6 +114,13 @@ impl Clock {
 }
 
 impl State {
+    /// Most deadlines are over long before they are due: their calls were answered.
+    fn sweep(&mut self, pends: impl Fn(u64) -> bool) {
+        let timers = &self.timers;
+        self.heap.retain(|Reverse((_, token))| timers.contains_key(token) || pends(*token));
+        self.sweep_at = 2 * self.heap.len() + 1024;
+    }
+
     fn due(&mut self, token: u64, now: Instant) -> Due {
         // Tokens are unique among timers and calls; a cancelled timer is an unknown call: no harm.
         let Some(timer) = self.timers.get(&token).copied() else { return Due::Call { token } };

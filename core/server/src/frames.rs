@@ -101,8 +101,13 @@ impl Drop for Inside {
 /// Runs `f` with this thread's record. A thread that is just ending gets a record for this one time.
 #[inline]
 pub fn with<R>(f: impl FnOnce(&'static Thread) -> R) -> R {
-    let thread = THREAD.try_with(|lease| lease.0).unwrap_or_else(|_| Lease::new().0);
-    f(thread)
+    match THREAD.try_with(|lease| lease.0) {
+        Ok(thread) => f(thread),
+        Err(_) => {
+            let lease = Lease::new();
+            f(lease.0)
+        }
+    }
 }
 
 impl Thread {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use serde_json::{Map, Value};
-use zeph_abi::{Exported, Failure, Instance, Library, Seat, ServiceId};
+use zeph_abi::{Exported, Failure, Instance, Library, Seat, ServiceId, StopReason};
 
 /// What the thread is told.
 pub enum Order {
@@ -84,20 +84,26 @@ fn live(birth: Birth, orders: &Receiver<Order>, tell: &impl Fn(Event)) {
         Err(failure) => return tell(Event::Failed { step: "create", failure }),
     };
     tell(Event::Created(instance.clone()));
+    let mut was_started = false;
     loop {
         match orders.recv() {
             Ok(Order::Start(inherited)) => {
+                was_started = true;
                 if let Err((step, failure)) = start(&instance, inherited) {
-                    tell(Event::Failed { step, failure });
                     // The manager knows whether it has a seat.
+                    tell(Event::Failed { step, failure });
                     continue;
+                }
+                // It may have taken so long that nobody wants it any more.
+                if let Ok(Order::End(seat)) = orders.try_recv() {
+                    return end(instance, seat, was_started);
                 }
                 tell(Event::Initialized);
                 tell(Event::Returned(instance.main()));
             }
             Ok(Order::Again) => tell(Event::Returned(instance.main())),
-            Ok(Order::End(seat)) => return end(instance, seat),
-            Err(_) => return end(instance, None),
+            Ok(Order::End(seat)) => return end(instance, seat, was_started),
+            Err(_) => return end(instance, None, was_started),
         }
     }
 }
@@ -109,13 +115,26 @@ fn start(instance: &Instance, inherited: Option<Inherited>) -> Result<(), (&'sta
     instance.init().map_err(|failure| ("init", failure))
 }
 
-/// Destroys the instance when the last caller has left, on this thread.
-fn end(instance: Arc<Instance>, seat: Option<&'static Seat>) {
+/// Destroys the instance when the last caller has left, on this thread: what an author does in `disable`
+/// and `drop` holds up nobody else.
+fn end(instance: Arc<Instance>, seat: Option<&'static Seat>, was_started: bool) {
+    if was_started {
+        // For a main that had ended by itself; asked a second time, the service hears nothing.
+        let _ = instance.stop(StopReason::Disabled);
+    }
     if let Some(seat) = seat {
         seat.close();
         while seat.vacate().is_none() {
             seat.quiesce(Instant::now() + Duration::from_secs(1));
         }
     }
-    drop(instance);
+    let mut shared = instance;
+    loop {
+        // Others hold it for a moment at most: a reload, or whoever asks it to stop.
+        match Arc::try_unwrap(shared) {
+            Ok(last) => return drop(last),
+            Err(again) => shared = again,
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -41,6 +41,11 @@ impl OwnedEvent {
         matches!(self.kind, EventKind::Published | EventKind::Said | EventKind::Node)
     }
 
+    /// True for what a service that rests is not brought back for: a call does that, news do not.
+    pub fn wakes_nobody(&self) -> bool {
+        self.is_news() || self.kind == EventKind::Timer
+    }
+
     pub fn lend(&self) -> Event<'_> {
         Event {
             kind: self.kind,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use serde_json::{Map, Value};
-use zeph_abi::{Instance, Seat, ServiceId};
+use zeph_abi::{Failure, Instance, Seat, ServiceId};
 use zeph_contract::Error;
 
 use crate::life;
@@ -120,8 +120,8 @@ impl Ticket {
 pub enum Replacing {
     /// Which services of this library run?
     Begin { library: String, ticket: Sender<Result<Borrowed, Error>> },
-    /// Leave these alone from now on.
-    Hold { ids: Vec<ServiceId>, ticket: Sender<Result<(), Error>> },
+    /// Leave these alone from now on: they are all of the library that run.
+    Hold { library: String, ids: Vec<ServiceId>, ticket: Sender<Result<(), Error>> },
     /// Send me what this new instance tells.
     Candidate { id: ServiceId, events: Sender<life::Event> },
     /// The new instances serve from now on. They come back where they must not.
@@ -164,8 +164,8 @@ pub struct Candidate {
     pub inherits: bool,
     /// What it has told since it is ready.
     pub events: Receiver<life::Event>,
-    /// Its main had returned before it was ready.
-    pub main_returned: bool,
+    /// How its main ended, if it did before it was ready.
+    pub returned: Option<Result<(), Failure>>,
 }
 
 /// Why a reload is done.

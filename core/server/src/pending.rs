@@ -46,7 +46,7 @@ pub enum Caller {
     /// To a thread that waits.
     Thread(Arc<Waiter>),
     /// To the caller's service, as an event with its cookie.
-    Service { slot: u32, cookie: u64 },
+    Service { slot: u32, serial: u32, cookie: u64 },
 }
 
 /// One pending call.
@@ -195,6 +195,11 @@ impl Pending {
         calls.remove(&token).map(|call| (token, call))
     }
 
+    /// True while a call pends.
+    pub fn contains(&self, token: u64) -> bool {
+        self.calls().contains_key(&token)
+    }
+
     /// How many calls an instance still has to answer.
     pub fn of_callee(&self, callee: ServiceId) -> usize {
         self.calls().values().filter(|call| call.callee == callee).count()
@@ -225,8 +230,11 @@ impl Call {
         }
     }
 
-    /// True where the answer goes to this slot.
-    pub fn is_of_caller(&self, slot: u32) -> bool {
-        matches!(self.caller, Some(Caller::Service { slot: caller, .. }) if caller == slot)
+    /// True where an instance made it; serial 0: any instance of the slot.
+    pub fn is_of_caller(&self, slot: u32, serial: u32) -> bool {
+        match self.caller {
+            Some(Caller::Service { slot: by, serial: of, .. }) => by == slot && (serial == 0 || of == serial),
+            _ => false,
+        }
     }
 }

@@ -79,7 +79,8 @@ struct Passage {
     /// State passes from the old to the new.
     hands_over: bool,
     old_state_version: u32,
-    main_returned: bool,
+    /// How its main ended, if it did already.
+    returned: Option<Result<(), Failure>>,
     step: Step,
 }
 
@@ -237,7 +238,8 @@ impl Reloader {
         }
         // Only from here on is anybody held up by the reload.
         let ids = passages.iter().map(|passage| passage.subject.id).collect();
-        self.ask(|ticket| Replacing::Hold { ids, ticket })?.map_err(Failed::later)?;
+        let library = loaded.name.clone();
+        self.ask(|ticket| Replacing::Hold { library, ids, ticket })?.map_err(Failed::later)?;
         self.quiesce(passages)?;
         let limit = self.bus.limits.gate_timeout;
         let deadline = Instant::now() + limit;
@@ -294,6 +296,7 @@ impl Reloader {
         let instance = match events.recv_timeout(limit) {
             Ok(life::Event::Created(instance)) => instance,
             Ok(life::Event::Failed { step, failure }) => {
+                let _ = self.manager.send(Message::Replacing(Replacing::Forget { id }));
                 return Err(Failed::bad_file(format!("{path}: {step} of the new build failed: {failure}")));
             }
             _ => {
@@ -312,7 +315,7 @@ impl Reloader {
             instance,
             hands_over,
             old_state_version,
-            main_returned: false,
+            returned: None,
             step: Step::default(),
         })
     }
@@ -334,20 +337,22 @@ impl Reloader {
         checked.map(|checked| checked.values).map_err(refused)
     }
 
-    /// Shuts the gates of what hands over, and waits until nobody is inside.
-    fn quiesce(&self, passages: &mut [Passage]) -> Result<(), Failed> {
-        let passages: Vec<&Passage> = passages.iter().filter(|passage| passage.hands_over).collect();
-        let seats = || passages.iter().map(|passage| passage.subject.seat);
+    /// Shuts the gates of what hands over, and waits until nobody is inside. One after the other, callers
+    /// before those they call (they start later): shut all at once, two that call each other would wait
+    /// for each other.
+    fn quiesce(&self, passages: &[Passage]) -> Result<(), Failed> {
+        let hand_over = || passages.iter().filter(|passage| passage.hands_over);
         for attempt in 1..=TRIES {
-            seats().for_each(|seat| seat.shut());
-            let deadline = Instant::now() + QUIET;
-            let Some(busy) = passages.iter().find(|passage| !passage.subject.seat.quiesce(deadline)) else {
-                return Ok(());
+            let is_quiet = |passage: &Passage| {
+                passage.subject.seat.shut();
+                passage.subject.seat.quiesce(Instant::now() + QUIET)
             };
+            let Some(busy) = hand_over().rev().find(|passage| !is_quiet(passage)) else { return Ok(()) };
             let methods = self.methods_inside(busy.subject.slot);
-            seats().for_each(|seat| seat.open());
+            hand_over().for_each(|passage| passage.subject.seat.open());
             if attempt == TRIES {
-                return Err(Failed::later(Error::busy(format!(
+                // Given up: each further try would load another copy.
+                return Err(Failed::later(Error::timeout(format!(
                     "{}: calls inside it did not end within {} ms, {TRIES} times: {methods}; what takes longer \
                      is to be answered later",
                     busy.subject.path,
@@ -475,7 +480,7 @@ impl Passage {
                 Ok(life::Event::Returned(Err(failure))) => {
                     return Err(Failed::bad_file(format!("{path}: main of the new build failed: {failure}")));
                 }
-                Ok(life::Event::Returned(Ok(()))) => self.main_returned = true,
+                Ok(life::Event::Returned(Ok(()))) => self.returned = Some(Ok(())),
                 Ok(life::Event::Created(_) | life::Event::Gone) => {}
                 Err(_) => {
                     let step = if initialized { "getting ready" } else { "import_state or init" };
@@ -497,7 +502,7 @@ impl Passage {
                 Err(Failed::bad_file(format!("{path}: main of the new build failed: {failure}")))
             }
             Ok(life::Event::Returned(Ok(()))) => {
-                self.main_returned = true;
+                self.returned = Some(Ok(()));
                 Ok(())
             }
             _ => Ok(()),
@@ -513,7 +518,7 @@ impl Passage {
             values: self.values,
             inherits: self.hands_over,
             events: self.events,
-            main_returned: self.main_returned,
+            returned: self.returned,
         }
     }
 }

@@ -314,8 +314,9 @@ fn run_bootstrap(core: &Arc<Core>, loader: &Arc<Loader>) {
             .ok(),
         false => None,
     };
-    core.phases.advance(Phase::Ready);
-    tracing::info!("ready");
+    if core.phases.advance(Phase::Ready) {
+        tracing::info!("ready");
+    }
     // The watcher lives in this thread.
     core.phases.wait(Phase::Stopping);
     drop(watcher);
@@ -326,7 +327,7 @@ fn end(core: &Arc<Core>, lock: Lock, control: Control, loader: &Loader, had_log:
     core.phases.wait(Phase::Stopping);
     let error = core.error.lock().unwrap_or_else(PoisonError::into_inner).take();
     let left_behind = core.stop_services();
-    let _ = core.jobs.try_send(Job::Quit);
+    let _ = core.jobs.send_timeout(Job::Quit, Duration::from_secs(1));
     if let Some(engine) = core.engine.get() {
         engine.leave();
     }
@@ -342,7 +343,7 @@ fn end(core: &Arc<Core>, lock: Lock, control: Control, loader: &Loader, had_log:
     control.remove_file();
     drop(lock);
     core.bus.stop();
-    let _ = core.manager.try_send(Message::Quit);
+    let _ = core.manager.send_timeout(Message::Quit, Duration::from_secs(1));
     control.close(json!({"state": "stopped", "left_behind": left_behind}));
     let error = error.filter(|error| !matches!(error, Error::Stopped));
     *core.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(Ended { error, left_behind });

@@ -46,7 +46,9 @@ impl Subscriptions {
         }
         let subscribers = by_event.entry((scope as u32, event.into())).or_default();
         if let Some(known) = subscribers.iter_mut().find(|known| known.slot == slot) {
-            known.serials.push(serial);
+            if !known.serials.contains(&serial) {
+                known.serials.push(serial);
+            }
             return Some(known.token);
         }
         subscribers.push(Subscriber { token, slot, serials: vec![serial], _brought: bring() });

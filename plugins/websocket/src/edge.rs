@@ -86,6 +86,16 @@ pub struct Edge<'a, H> {
     handler: H,
 }
 
+/// How far a readable socket is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// To a read that does not fill the buffer: it has emptied the socket, and the next byte is another
+    /// event.
+    Short,
+    /// Until it would block or is closed: its end may be there already, and no event will follow.
+    Closed,
+}
+
 enum After {
     Keep,
     Drop,
@@ -132,7 +142,8 @@ impl<'a, H: Handler> Edge<'a, H> {
                             connection.outbox.flush();
                         }
                         if event.is_readable() {
-                            self.readable(token, &mut buffer);
+                            let until = if event.is_read_closed() { Until::Closed } else { Until::Short };
+                            self.readable(token, &mut buffer, until);
                         }
                     }
                 }
@@ -185,7 +196,7 @@ impl<'a, H: Handler> Edge<'a, H> {
     }
 
     /// Reads until the socket would block; handles every whole frame of each read, then writes once.
-    fn readable(&mut self, token: usize, buffer: &mut [u8]) {
+    fn readable(&mut self, token: usize, buffer: &mut [u8], until: Until) {
         loop {
             let Some(connection) = self.connections.get_mut(&token) else { return };
             if connection.waits {
@@ -198,8 +209,7 @@ impl<'a, H: Handler> Edge<'a, H> {
                     if let After::Drop = self.turn(token, &mut buffer[..count]) {
                         return self.remove(token);
                     }
-                    if !full {
-                        // Edge-triggered: a read that did not fill the buffer has emptied the socket.
+                    if !full && until == Until::Short {
                         return;
                     }
                 }
@@ -357,7 +367,7 @@ impl<'a, H: Handler> Edge<'a, H> {
             }
             // First what had been read already, then what came since.
             match self.turn(token, &mut []) {
-                After::Keep => self.readable(token, buffer),
+                After::Keep => self.readable(token, buffer, Until::Closed),
                 After::Drop => self.remove(token),
             }
         }

@@ -12,6 +12,9 @@ use crate::codec::{self, Opcode};
 /// Bytes that wait for a slow peer at most; beyond that it is closed.
 const BACKLOG: usize = 1024 * 1024;
 
+/// Bytes that are gathered for one write.
+const GATHERED: usize = 64 * 1024;
+
 /// What a peer is to be sent.
 pub struct Outbox {
     socket: Arc<TcpStream>,
@@ -53,6 +56,9 @@ impl Outbox {
         }
         let waits = !state.backlog.is_empty();
         append(&mut state.backlog);
+        if state.corked && state.backlog.len() > GATHERED {
+            self.flush_locked(&mut state);
+        }
         if waits || state.corked {
             return self.check(state);
         }

@@ -28,7 +28,7 @@ impl Bus {
         let waiter = Arc::new(Waiter::default());
         let waits = matches!(options.mode(), CallMode::Wait | CallMode::PoolWait);
         let caller = match from.slot() {
-            Some(slot) if !waits => Caller::Service { slot, cookie: options.cookie },
+            Some(slot) if !waits => Caller::Service { slot, serial: from.serial(), cookie: options.cookie },
             _ => Caller::Thread(waiter.clone()),
         };
         let answered = |answer: Answer, reply: &mut Out<'_>| {
@@ -47,9 +47,10 @@ impl Bus {
             self.tell_callee(token, EventKind::Credit, u64::from(options.credit));
         }
         if !waits {
-            self.clock.set_deadline(token, deadline);
+            self.clock.set_deadline(token, deadline, |token| self.pending.contains(token));
             return Outcome::pending(token);
         }
+        let _waiting = self.pool.waits();
         if let Some(answer) = waiter.wait(deadline) {
             return answered(answer, reply);
         }
@@ -93,7 +94,7 @@ impl Bus {
         let method =
             frames::with(|thread| thread.innermost(self.id)).map_or_else(String::new, |call| call.method);
         self.pending.defer(token, from, &method, ancestors(self, Some(context), 0), deadline)?;
-        self.clock.set_deadline(token, deadline);
+        self.clock.set_deadline(token, deadline, |token| self.pending.contains(token));
         Ok(token)
     }
 
@@ -105,7 +106,7 @@ impl Bus {
                 waiter.put(answer);
                 Ok(())
             }
-            Ok(Some((Caller::Service { slot, cookie }, (status, payload)))) => {
+            Ok(Some((Caller::Service { slot, cookie, .. }, (status, payload)))) => {
                 let reply = Event::new(EventKind::Reply);
                 self.deliver(slot, &Event { status, token, number: cookie, payload: &payload, ..reply });
                 Ok(())
@@ -121,7 +122,7 @@ impl Bus {
             Some(Caller::Thread(waiter)) => {
                 waiter.put((error.code.number(), error.text.clone().into_bytes()))
             }
-            Some(Caller::Service { slot, cookie }) => {
+            Some(Caller::Service { slot, cookie, .. }) => {
                 let reply = Event { token, number: cookie, ..Event::new(EventKind::Reply) };
                 let status = error.code.number();
                 self.mail(slot, &Event { status, payload: error.text.as_bytes(), ..reply });
@@ -133,7 +134,7 @@ impl Bus {
     /// See [`zeph_abi::HostSide::stream`].
     pub fn stream(&self, token: u64, payload: &[u8]) -> Result<(), Error> {
         match self.pending.take_credit(token) {
-            Ok(Caller::Service { slot, cookie }) => {
+            Ok(Caller::Service { slot, cookie, .. }) => {
                 let item = Event::new(EventKind::Item);
                 self.deliver(slot, &Event { token, number: cookie, payload, ..item });
                 Ok(())
@@ -172,8 +173,9 @@ impl Bus {
     }
 
     /// Ends the calls that a service made, since nobody is left who would know what to do with the answers.
-    pub fn cancel_calls_by(&self, slot: u32) {
-        for (token, call) in self.pending.take_where(|call| call.is_of_caller(slot)) {
+    /// Serial 0: those of any instance of the slot.
+    pub fn cancel_calls_by(&self, slot: u32, serial: u32) {
+        for (token, call) in self.pending.take_where(|call| call.is_of_caller(slot, serial)) {
             call.abandon_job();
             self.send_cancelled(token, call.callee);
         }

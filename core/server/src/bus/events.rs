@@ -10,7 +10,7 @@ use super::{Bus, STOP};
 use crate::clock::Due;
 use crate::frames;
 use crate::mailbox::OwnedEvent;
-use crate::registry::Slot;
+use crate::registry::{Down, Slot};
 
 impl Bus {
     pub(super) fn mail(&self, slot: u32, event: &Event<'_>) {
@@ -69,6 +69,10 @@ impl Bus {
     pub fn deliver_mail(&self, slot: u32) {
         let Some(slot) = self.registry.slot(u64::from(slot)) else { return };
         while let Some(event) = slot.mailbox.pop() {
+            if !slot.gate.is_up() && slot.down() == Down::Asleep && event.wakes_nobody() {
+                slot.mailbox.drop_one();
+                continue;
+            }
             match self.wait_to_enter(slot, None, &CallOptions::WAIT) {
                 Ok(_) if !slot.mailbox.is_wanted(&event) => {}
                 Ok(entry) => self.tell(slot, &entry, &event.lend()),

@@ -150,7 +150,7 @@ impl Bus {
                 context.behalf = options.behalf;
             }
             if options.within != 0 {
-                context.deadline = zeph_abi::monotonic() + options.within;
+                context.deadline = zeph_abi::monotonic().saturating_add(options.within);
             }
             if let Some(cancel) = cancel {
                 context = context.with_cancel(cancel);

@@ -70,9 +70,9 @@ impl Bus {
         {
             return fail(reply, &error);
         }
-        let waits = Caller::Service { slot, cookie: options.cookie };
+        let waits = Caller::Service { slot, serial: from.serial(), cookie: options.cookie };
         self.pending.attend(token, waits, options.credit, deadline);
-        self.clock.set_deadline(token, deadline);
+        self.clock.set_deadline(token, deadline, |token| self.pending.contains(token));
         let (bus, cancel) = (self.clone(), Arc::new(AtomicBool::new(false)));
         let done = move |answer: Answer| {
             // Nobody may wait any more: then the deadline has answered.

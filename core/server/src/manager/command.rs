@@ -86,9 +86,10 @@ impl Manager {
     }
 
     fn restart_one(&mut self, slot: u32, ticket: Ticket) {
-        let runs = self.containers.get(&slot).is_some_and(|container| {
-            matches!(container.supervisor.state(), State::Enabled | State::Starting | State::Stopping { .. })
-        });
+        let runs = self
+            .containers
+            .get(&slot)
+            .is_some_and(|container| container.supervisor.state() != State::Available);
         if runs {
             self.step(slot, Event::Stop);
         }

@@ -117,6 +117,7 @@ impl Retired {
     /// It did not stop in time: it ends when it ends.
     pub fn give_up(&mut self) {
         self.is_drained = true;
+        self.end_if_over();
     }
 
     /// Its main has returned, or could not begin.
@@ -213,6 +214,9 @@ impl Container {
             State::Starting => Down::Coming,
             State::Ended => Down::Asleep,
             State::Available if matches!(before, State::Enabled | State::Ended) => Down::Asleep,
+            State::Available if before == State::Starting => {
+                Down::Off(format!("it did not start ({}); start it: zephserver start {name}", failure()))
+            }
             State::Available => Down::Off(format!("it is disabled; start it: zephserver start {name}")),
             State::Stopping { again: true } => Down::Coming,
             State::Stopping { again: false } => Down::Off("it is being stopped".into()),

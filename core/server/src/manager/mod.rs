@@ -229,13 +229,14 @@ impl Manager {
         if matches!(state, State::Enabled | State::Ended | State::Available) {
             container.wake = None;
         }
-        if state == State::Available && matches!(before, State::Stopping { .. }) {
+        if state == State::Available && matches!(before, State::Stopping { .. } | State::Waiting { .. }) {
+            // Whoever was stopped in order begins from nothing.
+            container.checkpoint = None;
             tracing::info!("{}: stopped", container.path);
             // Nobody will accept there; whoever connects is to be told so at once.
             self.listeners.release(&container.path.to_string());
         }
         if matches!(state, State::Stopping { .. }) {
-            // Whoever is stopped in order begins from nothing.
             container.checkpoint = None;
         }
         if matches!(state, State::Waiting { .. } | State::Ended) {

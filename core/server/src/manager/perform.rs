@@ -1,7 +1,5 @@
 //! What the supervisor wants done. Each action is a few steps, and none waits.
 
-use std::time::Instant;
-
 use zeph_abi::{ServiceId, StopReason};
 use zeph_contract::Error;
 use zeph_contract::event::Change;
@@ -62,8 +60,8 @@ impl Manager {
         match life::begin(container.birth(&loaded, id), from_life(self.sender.clone(), id)) {
             Ok(orders) => container.life = Some(Life::new(id, &loaded, orders)),
             Err(error) => {
+                // The start's time limit tries again.
                 container.fail(format!("no thread for it: {error}"));
-                container.wake = Some(Instant::now());
             }
         }
     }
@@ -112,7 +110,7 @@ impl Manager {
     pub(super) fn forget_dealings(&self, slot: u32, id: ServiceId) {
         let text = format!("{} ended before it answered; the log says why", self.bus.registry.name(slot));
         self.bus.fail_calls_of(id, &Error::unavailable(text));
-        self.bus.cancel_calls_by(slot);
+        self.bus.cancel_calls_by(slot, 0);
         self.bus.clock.forget(slot, 0);
         self.bus.subscriptions.forget(slot, 0);
         self.bus.registry.slot(u64::from(slot)).inspect(|slot| slot.mailbox.forget_dealings());
@@ -152,9 +150,9 @@ impl Manager {
             tracing::error!(
                 "{name}: did not stop within {limit} s (stop_timeout); its thread is left behind"
             );
-            self.bus.fail_calls_of(life.id, &Error::unavailable(format!("{name} did not stop in time")));
             container.fail(format!("did not stop within {limit} s; left behind"));
             let id = life.id;
+            self.forget_dealings(slot, id);
             self.left.insert(id, name);
             let mut retired = Retired::new(life);
             retired.give_up();

@@ -36,8 +36,8 @@ impl Manager {
             Replacing::Begin { library, ticket } => {
                 let _ = ticket.send(self.subjects(&library));
             }
-            Replacing::Hold { ids, ticket } => {
-                let held = self.hold(&ids);
+            Replacing::Hold { library, ids, ticket } => {
+                let held = self.hold(&library, &ids);
                 let _ = ticket.send(held);
             }
             Replacing::Candidate { id, events } => {
@@ -54,6 +54,7 @@ impl Manager {
             Replacing::Forget { id } => {
                 self.candidates.remove(&id);
                 if let Some(slot) = id.slot() {
+                    self.bus.cancel_calls_by(slot, id.serial());
                     self.bus.clock.forget(slot, id.serial());
                     self.bus.subscriptions.forget(slot, id.serial());
                 }
@@ -92,7 +93,7 @@ impl Manager {
     }
 
     /// Leaves these services alone from now on, if they are still the same.
-    fn hold(&mut self, ids: &[ServiceId]) -> Result<(), Error> {
+    fn hold(&mut self, library: &str, ids: &[ServiceId]) -> Result<(), Error> {
         if self.is_stopping() {
             return Err(Error::unavailable("the server stops"));
         }
@@ -102,6 +103,12 @@ impl Manager {
         };
         if let Some(changed) = ids.iter().find(|id| !is_same(id)) {
             return Err(Error::busy(format!("{} changed meanwhile; try again", self.bus.who(*changed))));
+        }
+        let runs = |c: &&Container| {
+            matches!(c.supervisor.state(), State::Starting | State::Enabled | State::Stopping { .. })
+        };
+        if self.of_library(library).filter(runs).count() != ids.len() {
+            return Err(Error::busy(format!("a service of {library} started meanwhile; try again")));
         }
         for slot in ids.iter().filter_map(|id| id.slot()) {
             self.with(slot, |container| container.reloading = true);
@@ -122,6 +129,15 @@ impl Manager {
             self.take_over(&loaded, candidate);
         }
         self.release(&library);
+        // Who came to life during the last steps did so with the old build.
+        let is_old =
+            |c: &&Container| c.life.as_ref().is_some_and(|life| life.generation != loaded.generation);
+        let runs = |c: &&Container| matches!(c.supervisor.state(), State::Starting | State::Enabled);
+        let late: Vec<u32> = self.of_library(&library).filter(is_old).filter(runs).map(|c| c.slot).collect();
+        for slot in late {
+            self.step(slot, Event::Stop);
+            self.step(slot, Event::Start);
+        }
         // Who could not run with the old build may run with the new one.
         let waits = |container: &&Container| matches!(container.supervisor.state(), State::Waiting { .. });
         let ended = |container: &&Container| container.supervisor.state() == State::Ended;
@@ -143,11 +159,15 @@ impl Manager {
     }
 
     fn take_over(&mut self, loaded: &Arc<Loaded>, candidate: Candidate) {
-        let Candidate { slot, id, orders, instance, values, inherits, events, main_returned } = candidate;
+        let Candidate { slot, id, orders, instance, values, inherits, events, returned } = candidate;
         self.candidates.remove(&id);
         // This thread forwards them: whatever came before now is in the channel.
-        let main_runs =
-            !main_returned && !events.try_iter().any(|event| matches!(event, life::Event::Returned(_)));
+        let later = events.try_iter().filter_map(|event| match event {
+            life::Event::Returned(result) => Some(result),
+            _ => None,
+        });
+        let returned = returned.into_iter().chain(later).last();
+        let main_runs = returned.is_none();
         let Some(place) = self.bus.registry.slot(u64::from(slot)) else { return };
         let Some(container) = self.containers.get_mut(&slot) else { return };
         let seat = place.gate.seat(instance.clone(), id.serial());
@@ -172,8 +192,8 @@ impl Manager {
         if let Some(old) = old {
             self.drain(old);
         }
-        if !main_runs {
-            self.step(slot, Event::Returned { well: true });
+        if let Some(result) = returned {
+            self.on_returned(slot, result);
         }
     }
 

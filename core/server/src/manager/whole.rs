@@ -67,7 +67,10 @@ impl Manager {
     pub(super) fn go_on_starting(&mut self) {
         while let Some(startup) = &mut self.startup {
             if let Some(slot) = startup.current {
-                let Some(container) = self.containers.get(&slot) else { return };
+                let Some(container) = self.containers.get(&slot) else {
+                    startup.current = None;
+                    continue;
+                };
                 let failed = match container.supervisor.state() {
                     State::Enabled | State::Ended => None,
                     State::Starting if container.failure_count == 0 => return,
@@ -82,6 +85,7 @@ impl Manager {
                 startup.current = None;
             }
             match startup.rest.pop_front() {
+                Some(slot) if !self.containers.contains_key(&slot) => {}
                 Some(slot) => {
                     startup.current = Some(slot);
                     return self.step(slot, Event::Start);
