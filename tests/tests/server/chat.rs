@@ -112,6 +112,27 @@ fn a_client_keeps_its_connection_while_tasks_are_rebuilt() {
 }
 
 #[test]
+fn a_peer_that_says_hello_and_goes_at_once_leaves_no_ghost() {
+    let server = ring();
+    let mut ann = Client::join(&server, "lobby");
+    let hello = br#"{"room":"lobby"}"#;
+    let mut bytes = b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        .to_vec();
+    // Masked with zeros: the payload stays readable.
+    bytes.extend_from_slice(&[0x81, 0x80 | hello.len() as u8, 0, 0, 0, 0]);
+    bytes.extend_from_slice(hello);
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(("127.0.0.1", server.port("websocket/WebSocket"))).unwrap();
+        std::io::Write::write_all(&mut stream, &bytes).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let list = json!({"msgtype": "user_list", "data": []});
+        assert_eq!(ann.read(), list, "it came");
+        assert_eq!(ann.read(), list, "and is gone");
+    }
+}
+
+#[test]
 fn a_disabled_edge_refuses_connections_and_comes_back() {
     let server = ring();
     let mut client = Client::join(&server, "lobby");

@@ -99,6 +99,34 @@ fn a_service_that_ended_comes_back_when_it_is_called() {
 }
 
 #[test]
+fn events_do_not_bring_back_who_rests() {
+    let mut server = TestServer::with(&["trouble/Trouble", "relay/Relay"])
+        .settings("[trouble]\nmain = \"return\"\nrestart = \"temporary\"")
+        .start();
+    server.wait_service("trouble", "has ended", |service| service["state"] == "available");
+    let order = json!({"path": "", "method": "trouble.event", "payload": 1});
+    assert_eq!(server.call("relay", "publish/1", &order.to_string()).unwrap(), 1);
+    let service =
+        server.wait_service("trouble", "has lost the event", |service| service["events_dropped"] == 1);
+    assert_eq!(service["state"], "available");
+}
+
+#[test]
+fn an_instance_that_is_late_ends_without_having_served() {
+    let mut server = TestServer::with(&["trouble/Trouble"])
+        .settings(
+            "[trouble]\nfail = \"slow_init\"\noptional = true\nrestart = \"temporary\"\nstart_timeout = 0.1",
+        )
+        .start();
+    let service = server.service("trouble");
+    assert!(service["last_failure"].as_str().unwrap().contains("it hangs in init"), "{service}");
+    server.wait_log("init is done");
+    let stopped = server.stop();
+    assert_eq!(stopped.code, Some(0), "{stopped:?}");
+    assert_eq!(server.wait_ended(), Some(0));
+}
+
+#[test]
 fn a_crash_loop_backs_off_and_a_manual_start_works() {
     let mut server = TestServer::with(&["trouble/Trouble"]).settings("[trouble]\nintensity = 1").start();
     for _ in 0..2 {
