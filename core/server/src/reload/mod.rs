@@ -11,21 +11,24 @@
 //! One thread does all reloads of a server, one after the other. Steps of plugins run on threads of
 //! their own, so that a step that hangs costs its time limit and no more.
 
+mod passage;
+
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use serde_json::{Map, Value, json};
-use zeph_abi::{Exported, Failure, Instance, Readiness, ReloadMode, ServiceDeclaration, ServiceId};
+use zeph_abi::{Instance, ReloadMode, ServiceDeclaration, ServiceId};
 use zeph_contract::{Code, Error};
 
 use crate::bus::Bus;
 use crate::frames;
 use crate::life::{self, Birth, Inherited, Order};
 use crate::loader::{self, Loaded, Loader, short};
-use crate::messages::{Borrowed, Candidate, Job, Message, Origin, Replacing, Subject, from_life};
+use crate::messages::{Borrowed, Job, Message, Origin, Replacing, Subject, from_life};
 use crate::settings::{ServicePath, Settings, check_service};
+use passage::{Passage, Step, too_long, within};
 
 /// How long calls inside may take to end, once the gate is shut.
 const QUIET: Duration = Duration::from_millis(50);
@@ -33,8 +36,6 @@ const QUIET: Duration = Duration::from_millis(50);
 const TRIES: u32 = 3;
 /// How long a new library's constructors and declarations may take.
 const LOADING: Duration = Duration::from_secs(10);
-/// How long a new instance's main is looked at before it is let in.
-const PROBATION: Duration = Duration::from_millis(2);
 /// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -65,30 +66,6 @@ pub struct Reloader {
     pub settings: Arc<Settings>,
     pub loader: Arc<Loader>,
     pub manager: Sender<Message>,
-}
-
-/// A service on its way from one generation to the next.
-struct Passage {
-    subject: Subject,
-    declaration: ServiceDeclaration,
-    values: Map<String, Value>,
-    id: ServiceId,
-    orders: Sender<Order>,
-    events: Receiver<life::Event>,
-    instance: Arc<Instance>,
-    /// State passes from the old to the new.
-    hands_over: bool,
-    old_state_version: u32,
-    /// How its main ended, if it did already.
-    returned: Option<Result<(), Failure>>,
-    step: Step,
-}
-
-/// The steps of an old instance: one at a time, also where one took too long and was given up.
-#[derive(Default)]
-struct Step {
-    lock: Arc<Mutex<()>>,
-    was_frozen: bool,
 }
 
 impl Reloader {
@@ -411,114 +388,4 @@ fn kept_settings(declaration: &ServiceDeclaration, values: &Map<String, Value>) 
         value.map(|value| (setting.name.clone(), value.clone()))
     };
     declaration.settings.iter().filter_map(value).collect()
-}
-
-fn too_long(path: &str, step: &str, limit: Duration) -> String {
-    format!("{path}: {step} took longer than {} ms", limit.as_millis())
-}
-
-/// Runs a step of a plugin on a thread of its own. None: it is not done in time; the thread stays.
-fn within<T: Send + 'static>(deadline: Instant, step: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (sender, receiver) = crossbeam_channel::bounded(1);
-    let thread = std::thread::Builder::new().name("zephserver-step".into());
-    thread.spawn(move || sender.send(step())).ok()?;
-    receiver.recv_deadline(deadline).ok()
-}
-
-impl Passage {
-    /// Takes the state of the old instance.
-    fn export(&mut self, deadline: Instant, limit: Duration) -> Result<Exported, Failed> {
-        self.step.was_frozen = true;
-        self.ask_old("freeze", deadline, limit, |instance| instance.freeze())?;
-        self.ask_old("export_state", deadline, limit, Instance::export_state)
-    }
-
-    /// Runs a step of the old instance, one at a time.
-    fn ask_old<T: Send + 'static>(
-        &self,
-        name: &str,
-        deadline: Instant,
-        limit: Duration,
-        f: fn(&Instance) -> Result<T, Failure>,
-    ) -> Result<T, Failed> {
-        let (path, instance) = (self.subject.path.to_string(), self.subject.instance.clone());
-        let lock = self.step.lock.clone();
-        let step = move || {
-            let _turn = lock.lock();
-            f(&instance)
-        };
-        let name = format!("{name} of the old instance");
-        match within(deadline, step) {
-            Some(Ok(value)) => Ok(value),
-            Some(Err(failure)) => {
-                Err(Failed::later(Error::internal(format!("{path}: {name} failed: {failure}"))))
-            }
-            None => Err(Failed::later(Error::timeout(too_long(&path, &name, limit)))),
-        }
-    }
-
-    /// Starts the new instance and waits until it is ready.
-    fn start(
-        &mut self,
-        inherited: Option<Inherited>,
-        deadline: Instant,
-        limit: Duration,
-    ) -> Result<(), Failed> {
-        let path = self.subject.path.to_string();
-        let reports = self.declaration.readiness == Readiness::Reported;
-        let (mut initialized, mut reported) = (false, false);
-        let _ = self.orders.send(Order::Start(inherited));
-        while !initialized || (reports && !reported) {
-            match self.events.recv_deadline(deadline) {
-                Ok(life::Event::Initialized) => initialized = true,
-                Ok(life::Event::Ready) => reported = true,
-                Ok(life::Event::Failed { step, failure }) => {
-                    return Err(Failed::bad_file(format!(
-                        "{path}: {step} of the new build failed: {failure}"
-                    )));
-                }
-                Ok(life::Event::Returned(Err(failure))) => {
-                    return Err(Failed::bad_file(format!("{path}: main of the new build failed: {failure}")));
-                }
-                Ok(life::Event::Returned(Ok(()))) => self.returned = Some(Ok(())),
-                Ok(life::Event::Created(_) | life::Event::Gone) => {}
-                Err(_) => {
-                    let step = if initialized { "getting ready" } else { "import_state or init" };
-                    return Err(Failed::bad_file(too_long(
-                        &path,
-                        &format!("{step} of the new build"),
-                        limit,
-                    )));
-                }
-            }
-        }
-        self.look_at_main(&path)
-    }
-
-    /// A main that fails as soon as it runs is not let in.
-    fn look_at_main(&mut self, path: &str) -> Result<(), Failed> {
-        match self.events.recv_timeout(PROBATION) {
-            Ok(life::Event::Returned(Err(failure))) => {
-                Err(Failed::bad_file(format!("{path}: main of the new build failed: {failure}")))
-            }
-            Ok(life::Event::Returned(Ok(()))) => {
-                self.returned = Some(Ok(()));
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn arrive(self) -> Candidate {
-        Candidate {
-            slot: self.subject.slot,
-            id: self.id,
-            orders: self.orders,
-            instance: self.instance,
-            values: self.values,
-            inherits: self.hands_over,
-            events: self.events,
-            returned: self.returned,
-        }
-    }
 }

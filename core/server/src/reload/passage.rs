@@ -1,0 +1,149 @@
+//! One service on its way from one generation to the next, and the steps that plugins do for it.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use serde_json::{Map, Value};
+use zeph_abi::{Exported, Failure, Instance, Readiness, ServiceDeclaration, ServiceId};
+use zeph_contract::Error;
+
+use super::Failed;
+use crate::life::{self, Inherited, Order};
+use crate::messages::{Candidate, Subject};
+
+/// How long a new instance's main is looked at before it is let in.
+const PROBATION: Duration = Duration::from_millis(2);
+/// A service on its way from one generation to the next.
+pub struct Passage {
+    pub subject: Subject,
+    pub declaration: ServiceDeclaration,
+    pub values: Map<String, Value>,
+    pub id: ServiceId,
+    pub orders: Sender<Order>,
+    pub events: Receiver<life::Event>,
+    pub instance: Arc<Instance>,
+    /// State passes from the old to the new.
+    pub hands_over: bool,
+    pub old_state_version: u32,
+    /// How its main ended, if it did already.
+    pub returned: Option<Result<(), Failure>>,
+    pub step: Step,
+}
+
+/// The steps of an old instance: one at a time, also where one took too long and was given up.
+#[derive(Default)]
+pub struct Step {
+    pub lock: Arc<Mutex<()>>,
+    pub was_frozen: bool,
+}
+
+pub fn too_long(path: &str, step: &str, limit: Duration) -> String {
+    format!("{path}: {step} took longer than {} ms", limit.as_millis())
+}
+
+/// Runs a step of a plugin on a thread of its own. None: it is not done in time; the thread stays.
+pub fn within<T: Send + 'static>(deadline: Instant, step: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    let thread = std::thread::Builder::new().name("zephserver-step".into());
+    thread.spawn(move || sender.send(step())).ok()?;
+    receiver.recv_deadline(deadline).ok()
+}
+
+impl Passage {
+    /// Takes the state of the old instance.
+    pub fn export(&mut self, deadline: Instant, limit: Duration) -> Result<Exported, Failed> {
+        self.step.was_frozen = true;
+        self.ask_old("freeze", deadline, limit, |instance| instance.freeze())?;
+        self.ask_old("export_state", deadline, limit, Instance::export_state)
+    }
+
+    /// Runs a step of the old instance, one at a time.
+    fn ask_old<T: Send + 'static>(
+        &self,
+        name: &str,
+        deadline: Instant,
+        limit: Duration,
+        f: fn(&Instance) -> Result<T, Failure>,
+    ) -> Result<T, Failed> {
+        let (path, instance) = (self.subject.path.to_string(), self.subject.instance.clone());
+        let lock = self.step.lock.clone();
+        let step = move || {
+            let _turn = lock.lock();
+            f(&instance)
+        };
+        let name = format!("{name} of the old instance");
+        match within(deadline, step) {
+            Some(Ok(value)) => Ok(value),
+            Some(Err(failure)) => {
+                Err(Failed::later(Error::internal(format!("{path}: {name} failed: {failure}"))))
+            }
+            None => Err(Failed::later(Error::timeout(too_long(&path, &name, limit)))),
+        }
+    }
+
+    /// Starts the new instance and waits until it is ready.
+    pub fn start(
+        &mut self,
+        inherited: Option<Inherited>,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<(), Failed> {
+        let path = self.subject.path.to_string();
+        let reports = self.declaration.readiness == Readiness::Reported;
+        let (mut initialized, mut reported) = (false, false);
+        let _ = self.orders.send(Order::Start(inherited));
+        while !initialized || (reports && !reported) {
+            match self.events.recv_deadline(deadline) {
+                Ok(life::Event::Initialized) => initialized = true,
+                Ok(life::Event::Ready) => reported = true,
+                Ok(life::Event::Failed { step, failure }) => {
+                    return Err(Failed::bad_file(format!(
+                        "{path}: {step} of the new build failed: {failure}"
+                    )));
+                }
+                Ok(life::Event::Returned(Err(failure))) => {
+                    return Err(Failed::bad_file(format!("{path}: main of the new build failed: {failure}")));
+                }
+                Ok(life::Event::Returned(Ok(()))) => self.returned = Some(Ok(())),
+                Ok(life::Event::Created(_) | life::Event::Gone) => {}
+                Err(_) => {
+                    let step = if initialized { "getting ready" } else { "import_state or init" };
+                    return Err(Failed::bad_file(too_long(
+                        &path,
+                        &format!("{step} of the new build"),
+                        limit,
+                    )));
+                }
+            }
+        }
+        self.look_at_main(&path)
+    }
+
+    /// A main that fails as soon as it runs is not let in.
+    fn look_at_main(&mut self, path: &str) -> Result<(), Failed> {
+        match self.events.recv_timeout(PROBATION) {
+            Ok(life::Event::Returned(Err(failure))) => {
+                Err(Failed::bad_file(format!("{path}: main of the new build failed: {failure}")))
+            }
+            Ok(life::Event::Returned(Ok(()))) => {
+                self.returned = Some(Ok(()));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub fn arrive(self) -> Candidate {
+        Candidate {
+            slot: self.subject.slot,
+            id: self.id,
+            orders: self.orders,
+            instance: self.instance,
+            values: self.values,
+            inherits: self.hands_over,
+            events: self.events,
+            returned: self.returned,
+        }
+    }
+}
