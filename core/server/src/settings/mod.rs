@@ -2,7 +2,7 @@
 //!
 //! The server's own keys are resolved here, before anything else happens ([`Settings::read`]). What
 //! belongs to plugins is kept as written until their libraries are open and say what they know
-//! ([`plugin`]).
+//! (`plugin`).
 
 mod fault;
 mod plugin;

@@ -165,7 +165,10 @@ fn reload(answer: &Value) {
 fn generic(answer: &Value) {
     let objects = answer.as_array().filter(|list| !list.is_empty() && list.iter().all(Value::is_object));
     let Some(objects) = objects else {
-        return line(&serde_json::to_string_pretty(answer).unwrap_or_else(|_| answer.to_string()));
+        let short = answer.to_string();
+        let fits = short.chars().count() <= table::width();
+        let long = || serde_json::to_string_pretty(answer).unwrap_or_else(|_| answer.to_string());
+        return line(&if fits { short } else { long() });
     };
     let head: Vec<&str> =
         objects[0].as_object().into_iter().flat_map(|object| object.keys().map(String::as_str)).collect();
