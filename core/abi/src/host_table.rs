@@ -2,7 +2,7 @@
 //! safe handle through which the SDK calls it.
 
 use std::ffi::c_void;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use abi_stable::StableAbi;
@@ -529,9 +529,11 @@ impl Host {
     }
 
     /// See [`HostSide::listener`].
-    pub fn listener(&self, from: ServiceId, address: &str) -> Result<RawFd, Failure> {
+    pub fn listener(&self, from: ServiceId, address: &str) -> Result<OwnedFd, Failure> {
         let address = Bytes::new(address.as_bytes());
-        self.ask(|sink| self.table.listener()(self.server, from.0, address, sink)).map(|fd| fd as RawFd)
+        let fd = self.ask(|sink| self.table.listener()(self.server, from.0, address, sink))?;
+        // SAFETY: the server has made this duplicate for us.
+        Ok(unsafe { crate::fd::take(fd as RawFd) })
     }
 
     /// See [`HostSide::ensure`].

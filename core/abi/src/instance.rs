@@ -92,7 +92,7 @@ impl Instance {
         ask(|sink| self.root.stop()(self.instance, reason as u32, sink)).map(drop)
     }
 
-    /// Takes its state; it stays the owner of every descriptor until its successor's `init` has run.
+    /// Takes its state. The descriptors stay its own: its successor duplicates those that it wants.
     pub fn export_state(&self) -> Result<Exported, Failure> {
         let mut fds = Vec::new();
         let (_, bytes) = Sink::into_vec(&mut fds, |fd_sink| {

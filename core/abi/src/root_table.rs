@@ -32,7 +32,8 @@ pub struct RootV1 {
     pub info: extern "C" fn(Sink) -> Outcome,
     /// `(id, kind, name, settings as JSON, sink)` → instance as value. Pure: no threads, sockets, calls.
     pub create: extern "C" fn(u64, Bytes, Bytes, Bytes, Sink) -> Outcome,
-    /// `(instance, state version, state, fds, count, sink)`: owns the fds only once `init` has run.
+    /// `(instance, state version, state, fds, count, sink)`: the fds stay the old instance's; the new one
+    /// duplicates those that it wants, before or in `init`.
     pub import_state: extern "C" fn(*mut c_void, u32, Bytes, *const i32, usize, Sink) -> Outcome,
     /// `(instance, sink)`: may call others, open, subscribe.
     pub init: extern "C" fn(*mut c_void, Sink) -> Outcome,

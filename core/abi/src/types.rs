@@ -178,11 +178,6 @@ impl ServiceId {
         Self(Self::LIBRARY | u64::from(serial))
     }
 
-    /// The library's serial, if this is a library.
-    pub fn as_library(self) -> Option<u32> {
-        (self.0 & Self::LIBRARY != 0).then_some(self.0 as u32)
-    }
-
     /// The slot, if this is an instance; 0 is the server's.
     pub fn slot(self) -> Option<u32> {
         (self.0 & Self::LIBRARY == 0).then_some((self.0 >> 32) as u32)

@@ -122,12 +122,7 @@ impl Host {
     /// that no connection attempt is refused meanwhile.
     pub fn listen(&self, address: std::net::SocketAddr) -> Result<Listener> {
         let fd = self.abi.listener(self.id, &format!("tcp:{address}")).map_err(from_failure)?;
-        Ok(Listener { fd: zeph_abi::fd::adopt(fd)? })
-    }
-
-    /// Takes over a descriptor that came with imported state. Once for each.
-    pub fn adopt(&self, fd: std::os::fd::RawFd) -> Result<OwnedFd> {
-        Ok(zeph_abi::fd::adopt(fd)?)
+        Ok(Listener { fd })
     }
 
     /// Does what `zephserver VERB …` does; the answer is JSON.

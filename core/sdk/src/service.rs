@@ -64,7 +64,7 @@ pub trait Service: Send + Sync + Sized + 'static {
         Ok(State::default())
     }
 
-    /// Takes over from the generation before. Comes before `init`; own the descriptors only from then on.
+    /// Takes over from the generation before. Comes before `init`.
     fn import_state(&self, _state: Imported<'_>) -> Result<()> {
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What one generation leaves to the next.
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -25,10 +25,10 @@ impl State {
         Ok(Self::bytes(serde_json::to_vec(value)?))
     }
 
-    /// Adds a descriptor and answers its index. From the commit on it belongs to the next generation, so
-    /// do not close it in this one's end; after `thaw` it is this generation's as before.
-    pub fn push_fd(&mut self, fd: RawFd) -> usize {
-        self.fds.push(fd);
+    /// Adds a descriptor and answers its index. It stays this generation's, which closes it in its end as
+    /// ever: the next one gets a duplicate ([`Imported::fd`]), and nothing is to be undone where that fails.
+    pub fn push_fd(&mut self, fd: &impl AsRawFd) -> usize {
+        self.fds.push(fd.as_raw_fd());
         self.fds.len() - 1
     }
 }
@@ -40,11 +40,24 @@ pub struct Imported<'a> {
     pub version: u32,
     /// The bytes.
     pub bytes: &'a [u8],
-    /// The descriptors. Own them in `init`: [`Host::adopt`](crate::Host::adopt).
-    pub fds: &'a [RawFd],
+    pub(crate) fds: &'a [RawFd],
 }
 
 impl Imported<'_> {
+    /// How many descriptors came with it.
+    pub fn fds(&self) -> usize {
+        self.fds.len()
+    }
+
+    /// A duplicate of the descriptor of an index, to keep.
+    pub fn fd(&self, index: usize) -> Result<OwnedFd> {
+        let fd = self.fds.get(index);
+        let fd = fd.ok_or_else(|| {
+            Error::invalid(format!("the state names descriptor {index} of {}", self.fds.len()))
+        })?;
+        Ok(zeph_abi::fd::duplicate(*fd)?)
+    }
+
     /// The bytes as JSON.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_slice(self.bytes)

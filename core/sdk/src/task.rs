@@ -1,6 +1,6 @@
 //! Tasks: one request's work, run for a peer by its name.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -41,7 +41,7 @@ pub struct Request {
     room: String,
     user: Option<User>,
     say: Handle,
-    answers: std::sync::Arc<Mutex<Vec<u8>>>,
+    answers: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Request {
@@ -84,7 +84,7 @@ impl Request {
 
     /// Answers with JSON that is encoded already.
     pub fn answer_raw(&self, data: &[u8]) {
-        let mut answers = self.answers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         Writer(&mut answers).bytes(data);
     }
 
@@ -128,7 +128,7 @@ impl Tasks {
         let Some(kind) = self.kinds.iter().find(|kind| kind.declaration.name == asked.kind) else {
             return Err(Error::not_found(format!("this plugin has no task `{}`", asked.kind)));
         };
-        let answers = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let answers = Arc::new(Mutex::new(Vec::new()));
         (kind.run)(Request {
             cid: asked.cid,
             task: asked.task.into(),
@@ -138,7 +138,7 @@ impl Tasks {
             say: self.host.service(asked.say),
             answers: answers.clone(),
         })?;
-        let answers = answers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
         call.reply(&answers)
     }
 }

@@ -25,7 +25,7 @@ pub struct HostTable {
     pub listeners: Arc<Listeners>,
     /// The cluster starts before the services, but after this table.
     pub engine: Arc<OnceLock<Box<dyn Engine>>>,
-    pub desk: Arc<OnceLock<Desk>>,
+    pub desk: Desk,
     pub inbox: Arc<crate::cluster::Inbox>,
 }
 
@@ -171,8 +171,7 @@ impl HostSide for HostTable {
 
     fn control(&self, _from: ServiceId, line: &str) -> Result<Vec<u8>, Failure> {
         not_while_creating("control")?;
-        let desk = self.desk.get().ok_or_else(|| failure(Error::unavailable("the server is not up yet")))?;
-        desk.answer(line).map(|answer| answer.to_string().into_bytes()).map_err(failure)
+        self.desk.answer(line).map(|answer| answer.to_string().into_bytes()).map_err(failure)
     }
 
     fn report(&self, from: ServiceId, report: Report, payload: &[u8]) -> Result<(), Failure> {

@@ -128,13 +128,14 @@ fn end(instance: Arc<Instance>, seat: Option<&'static Seat>, was_started: bool) 
             seat.quiesce(Instant::now() + Duration::from_secs(1));
         }
     }
-    let mut shared = instance;
+    let (mut shared, mut pause) = (instance, Duration::from_millis(1));
     loop {
-        // Others hold it for a moment at most: a reload, or whoever asks it to stop.
+        // Others hold it for a moment: a reload, or whoever asks it to stop. Unless the author's code hangs.
         match Arc::try_unwrap(shared) {
             Ok(last) => return drop(last),
             Err(again) => shared = again,
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
     }
 }

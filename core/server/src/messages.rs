@@ -119,7 +119,7 @@ impl Ticket {
 /// The steps of a reload that only the manager can do.
 pub enum Replacing {
     /// Which services of this library run?
-    Begin { library: String, ticket: Sender<Result<Borrowed, Error>> },
+    Begin { library: String, ticket: Sender<Result<Standing, Error>> },
     /// Leave these alone from now on: they are all of the library that run.
     Hold { library: String, ids: Vec<ServiceId>, ticket: Sender<Result<(), Error>> },
     /// Send me what this new instance tells.
@@ -134,8 +134,8 @@ pub enum Replacing {
     Forget { id: ServiceId },
 }
 
-/// What the reloader is lent.
-pub struct Borrowed {
+/// How a library stands when its reload begins.
+pub struct Standing {
     pub loaded: Arc<Loaded>,
     pub subjects: Vec<Subject>,
     /// Hash and reason of the newest file that was refused.

@@ -117,15 +117,13 @@ fn parts(settings: Settings) -> (Core, Queues) {
 impl Core {
     /// The function table for plugins. It lives for ever, as their threads may.
     fn host(&self) -> zeph_abi::Host {
-        let desk = Arc::new(OnceLock::new());
-        let _ = desk.set(self.desk.clone());
         zeph_abi::host_table(Box::leak(Box::new(HostTable {
             bus: self.bus.clone(),
             settings: self.settings.clone(),
             manager: self.manager.clone(),
             listeners: self.listeners.clone(),
             engine: self.engine.clone(),
-            desk,
+            desk: self.desk.clone(),
             inbox: Arc::new(cluster::Inbox(self.bus.clone())),
         })))
     }
@@ -217,7 +215,7 @@ impl Server {
         self.core.phases.now() == Phase::Ready
     }
 
-    /// Waits until the server has ended.
+    /// Waits until the server has ended. The first to ask is told how; later ones only that it has.
     pub fn wait(&self) -> Ended {
         self.core.phases.wait(Phase::Stopped);
         let ended = self.core.ended.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -85,6 +85,34 @@ fn state_is_handed_over_and_no_call_is_lost() {
 }
 
 #[test]
+fn descriptors_pass_with_the_state_and_stay_where_that_fails() {
+    let mut server = TestServer::with(&["trouble/Counter"]).settings("[server]\nwatch = false").start();
+    let open = |server: &TestServer| std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
+    server.call("trouble", "write/1", "\"a\"").unwrap();
+    server.ask("reload trouble").unwrap();
+    server.call("trouble", "write/1", "\"b\"").unwrap();
+    assert_eq!(server.call("trouble", "read/1", "").unwrap(), "ab", "it is the same pipe");
+    for step in ["import", "init"] {
+        server.install("trouble", &build(&format!("name=two state=1 fail={step}")));
+        server.ask("reload trouble").unwrap_err();
+        server.call("trouble", "write/1", "\"c\"").unwrap();
+        assert_eq!(server.call("trouble", "read/1", "").unwrap(), "c", "the old one has it still");
+    }
+    server.install("trouble", &build("name=three state=1"));
+    let before = server.wait("old ones are gone", |server| {
+        let status = server.ask("status").unwrap();
+        status["generations"]["draining"].as_array().unwrap().is_empty().then(|| open(server))
+    });
+    for _ in 0..5 {
+        server.ask("reload trouble").unwrap();
+    }
+    // Each generation closes its own in its end.
+    server.wait("no descriptor is left over", |server| (open(server) <= before).then_some(()));
+    server.call("trouble", "write/1", "\"d\"").unwrap();
+    assert_eq!(server.call("trouble", "read/1", "").unwrap(), "d");
+}
+
+#[test]
 fn millions_of_direct_calls_pass_through_reloads() {
     let server = TestServer::with(&["trouble/Counter", "relay/Relay"])
         .settings("[server]\nwatch = false\ncall_timeout = 120")

@@ -43,8 +43,10 @@ impl Bus {
                 return fail(reply, &Error::internal(text));
             }
         }
-        if options.credit > 0 {
-            self.tell_callee(token, EventKind::Credit, u64::from(options.credit));
+        if options.credit > 0
+            && let Some(callee) = self.pending.grant(token, 0)
+        {
+            self.tell_credit(token, callee, options.credit);
         }
         if !waits {
             self.clock.set_deadline(token, deadline, |token| self.pending.contains(token));
@@ -81,9 +83,10 @@ impl Bus {
         }
     }
 
-    pub(super) fn tell_callee(&self, token: u64, kind: EventKind, number: u64) {
-        if let Some(slot) = self.pending.grant(token, 0).and_then(ServiceId::slot) {
-            self.deliver(slot, &Event { token, number, ..Event::new(kind) });
+    fn tell_credit(&self, token: u64, callee: ServiceId, items: u32) {
+        if let Some(slot) = callee.slot() {
+            let number = u64::from(items);
+            self.deliver(slot, &Event { token, number, ..Event::new(EventKind::Credit) });
         }
     }
 
@@ -147,9 +150,8 @@ impl Bus {
 
     /// See [`zeph_abi::HostSide::credit`].
     pub fn credit(&self, token: u64, items: u32) -> Result<(), Error> {
-        let callee = self.pending.grant(token, items);
-        let slot = callee.and_then(ServiceId::slot).ok_or_else(|| Error::not_found("no such stream"))?;
-        self.deliver(slot, &Event { token, number: u64::from(items), ..Event::new(EventKind::Credit) });
+        let callee = self.pending.grant(token, items).ok_or_else(|| Error::not_found("no such stream"))?;
+        self.tell_credit(token, callee, items);
         Ok(())
     }
 

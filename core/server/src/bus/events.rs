@@ -44,15 +44,11 @@ impl Bus {
             if slot == STOP {
                 return;
             }
-            let bus = self.clone();
-            while self
-                .pool
-                .spawn({
-                    let bus = bus.clone();
-                    move || bus.deliver_mail(slot)
-                })
-                .is_none()
-            {
+            let job = || {
+                let bus = self.clone();
+                move || bus.deliver_mail(slot)
+            };
+            while self.pool.spawn(job()).is_none() {
                 // Full of calls: mail waits for its turn like everybody.
                 std::thread::sleep(Duration::from_millis(5));
             }

@@ -1,5 +1,5 @@
-//! The manager's part in a reload: it lends the services of a library to the reloader, and makes the
-//! new instances the present ones when the reloader says so.
+//! The manager's part in a reload: it says which services run, leaves them alone for the last steps, and
+//! makes the new instances the present ones when the reloader says so.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +14,7 @@ use super::container::{Container, Life, Retired};
 use crate::bus::Bus;
 use crate::life;
 use crate::loader::Loaded;
-use crate::messages::{Borrowed, Candidate, Message, Replacing, Subject};
+use crate::messages::{Candidate, Message, Replacing, Standing, Subject};
 use crate::supervisor::{Event, State};
 
 fn subject(container: &Container) -> Option<Subject> {
@@ -63,7 +63,7 @@ impl Manager {
     }
 
     /// What is to be replaced, as it stands now. Nothing is held yet.
-    fn subjects(&self, library: &str) -> Result<Borrowed, Error> {
+    fn subjects(&self, library: &str) -> Result<Standing, Error> {
         let Some(plugin) = self.plugins.get(library) else {
             return Err(Error::not_found(format!(
                 "plugin `{library}` is not loaded; start it: zephserver start {library}"
@@ -84,7 +84,7 @@ impl Manager {
                 State::Available | State::Ended | State::Waiting { .. } => {}
             }
         }
-        Ok(Borrowed { loaded, subjects, refused })
+        Ok(Standing { loaded, subjects, refused })
     }
 
     fn of_library(&self, library: &str) -> impl Iterator<Item = &Container> {

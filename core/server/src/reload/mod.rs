@@ -26,7 +26,7 @@ use crate::bus::Bus;
 use crate::frames;
 use crate::life::{self, Birth, Inherited, Order};
 use crate::loader::{self, Loaded, Loader, short};
-use crate::messages::{Borrowed, Job, Message, Origin, Replacing, Subject, from_life};
+use crate::messages::{Job, Message, Origin, Replacing, Standing, Subject, from_life};
 use crate::settings::{ServicePath, Settings, check_service};
 use passage::{Passage, Step, too_long, within};
 
@@ -108,12 +108,12 @@ impl Reloader {
 
     fn reload(&self, library: &str, origin: Origin) -> Result<Value, Error> {
         let start = Instant::now();
-        let borrowed = self
+        let standing = self
             .ask(|ticket| Replacing::Begin { library: library.into(), ticket })
-            .and_then(|borrowed| borrowed.map_err(Failed::later))
+            .and_then(|standing| standing.map_err(Failed::later))
             .map_err(|failed| failed.error)?;
         let mut hash = None;
-        let reloaded = self.replace(library, origin, borrowed, &mut hash, start);
+        let reloaded = self.replace(library, origin, standing, &mut hash, start);
         reloaded.map_err(|failed| {
             let text = &failed.error.text;
             tracing::error!("{library}: not reloaded, the old generation serves on: {text}");
@@ -129,11 +129,11 @@ impl Reloader {
         &self,
         library: &str,
         origin: Origin,
-        borrowed: Borrowed,
+        standing: Standing,
         hash: &mut Option<String>,
         start: Instant,
     ) -> Result<Value, Failed> {
-        let old = borrowed.loaded;
+        let old = standing.loaded;
         let file = self.file_of(library).map_err(Failed::later)?;
         let checked = loader::check(&file).map_err(|refusal| {
             hash.clone_from(&refusal.hash);
@@ -141,7 +141,7 @@ impl Reloader {
         })?;
         *hash = Some(checked.hash.clone());
         if origin == Origin::Watched {
-            let was_refused = borrowed.refused.as_ref().is_some_and(|(bad, _)| *bad == checked.hash);
+            let was_refused = standing.refused.as_ref().is_some_and(|(bad, _)| *bad == checked.hash);
             if checked.hash == old.hash {
                 let unchanged = Replacing::Unchanged { library: library.into() };
                 let _ = self.manager.send(Message::Replacing(unchanged));
@@ -152,7 +152,7 @@ impl Reloader {
         }
         let loaded = Arc::new(self.load(library, checked, old.generation + 1)?);
         let mut passages = Vec::new();
-        let passed = self.pass(&old, &loaded, borrowed.subjects, &mut passages);
+        let passed = self.pass(&old, &loaded, standing.subjects, &mut passages);
         let arrived = passed.and_then(|()| {
             let services: Vec<_> = passages.iter().map(|passage| passage.subject.path.to_string()).collect();
             let candidates = passages.drain(..).map(Passage::arrive).collect();
