@@ -143,7 +143,7 @@ pub struct VerbDeclaration {
 }
 
 /// One task.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskDeclaration {
     /// The word after the slash in TASKS_PATH: `TaskEcho`.
     pub name: String,
@@ -153,6 +153,9 @@ pub struct TaskDeclaration {
     /// Who may ask for it.
     #[serde(default)]
     pub access: Access,
+    /// Seconds that it may run on the pool; null: what the router's settings say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<f64>,
 }
 
 /// Where a task runs.
@@ -164,7 +167,7 @@ pub enum RunMode {
     /// On a thread of the router's pool, side by side with others.
     #[default]
     Pooled,
-    /// On the pool, one after the other for each peer. Reserved: run like `Pooled` as yet.
+    /// On the pool, one after the other for each peer.
     Ordered,
 }
 

@@ -23,6 +23,32 @@ pub struct Peer {
     pub headers: Vec<(String, String)>,
 }
 
+impl Peer {
+    /// The value of a header; its name in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The cookies that came with the upgrade: names and values.
+    pub fn cookies(&self) -> impl Iterator<Item = (&str, &str)> {
+        let lines = self.headers.iter().filter(|(name, _)| name == "cookie");
+        let pairs = lines.flat_map(|(_, value)| value.split(';'));
+        pairs
+            .filter_map(|pair| pair.trim().split_once('='))
+            .map(|(name, value)| (name, value.trim_matches('"')))
+    }
+
+    /// The value of a cookie.
+    pub fn cookie(&self, name: &str) -> Option<&str> {
+        self.cookies().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    /// The page that a browser connects from: `https://example.org`. Native clients send none.
+    pub fn origin(&self) -> Option<&str> {
+        self.header("origin")
+    }
+}
+
 /// Edge method: [`Delivery`] → the number of peers that it reached, as u64.
 pub const SEND: &str = "edge.send/1";
 
@@ -52,5 +78,24 @@ impl<'a> Delivery<'a> {
     /// For whom it is.
     pub fn cids(&self) -> impl ExactSizeIterator<Item = Cid> + '_ {
         self.cids.as_chunks::<8>().0.iter().map(|cid| Cid::from_le_bytes(*cid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cookies_and_origin_are_in_the_headers() {
+        let header = |name: &str, value: &str| (name.to_string(), value.to_string());
+        let headers = vec![
+            header("origin", "http://a:1"),
+            header("cookie", "a=1; sessionid=\"x=y\""),
+            header("cookie", "b=2"),
+        ];
+        let peer = Peer { headers, ..Peer::default() };
+        assert_eq!(peer.cookie("sessionid"), Some("x=y"));
+        assert_eq!(peer.cookies().count(), 3);
+        assert_eq!((peer.cookie("c"), peer.origin()), (None, Some("http://a:1")));
     }
 }

@@ -1,6 +1,7 @@
 //! Where peers are: the calls that a room service answers.
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::code::Error;
 use crate::peer::Cid;
@@ -13,6 +14,9 @@ pub const JOIN: &str = "room.join/1";
 pub const LEAVE: &str = "room.leave/1";
 /// Room method: [`Push`] → the number of local peers that it reached, as u64.
 pub const SEND: &str = "room.send/1";
+
+/// Room methods for JSON: [`Letter`] with that one address → the number of local peers reached, as JSON.
+pub const SEND_TO: [&str; 4] = ["send_to_room/1", "send_to_users/1", "send_to_all/1", "send_to_cid/1"];
 
 /// A peer comes into a room.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,9 +105,61 @@ impl<'a> Push<'a> {
     }
 }
 
+/// A push as JSON. Of several addresses one counts: room before users before all before cid.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Letter {
+    /// The task's name, as its receivers subscribe to it.
+    pub task: String,
+    /// What they get.
+    pub data: Box<RawValue>,
+    /// A room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room: Option<String>,
+    /// User ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<Vec<String>>,
+    /// Everybody, whatever the value.
+    #[serde(default, deserialize_with = "is_there", skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
+    /// One peer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cid: Option<Cid>,
+}
+
+fn is_there<'de, D: serde::Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
+    serde::de::IgnoredAny::deserialize(value).map(|_| true)
+}
+
+impl Letter {
+    /// The push that it means. Without an address it is invalid.
+    pub fn push(&self) -> Result<Push<'_>, Error> {
+        let address = match (&self.room, &self.users, self.all, self.cid) {
+            (Some(room), ..) => Address::Room(room),
+            (_, Some(users), ..) => Address::Users(users.iter().map(String::as_str).collect()),
+            (_, _, true, _) => Address::All,
+            (.., Some(cid)) => Address::Cid(cid),
+            _ => return Err(Error::invalid("no address: give one of `room`, `users`, `all`, `cid`")),
+        };
+        Ok(Push { address, task: &self.task, data: self.data.get().as_bytes() })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_several_addresses_one_counts() {
+        let address = |text: &str| {
+            let letter: Letter = serde_json::from_str(&format!(r#"{{"task":"t","data":1{text}}}"#)).unwrap();
+            format!("{:?}", letter.push().map(|push| push.address))
+        };
+        assert_eq!(address(r#","cid":1,"all":null,"users":["u"],"room":"r""#), r#"Ok(Room("r"))"#);
+        assert_eq!(address(r#","cid":1,"all":null,"users":["u"]"#), r#"Ok(Users(["u"]))"#);
+        assert_eq!(address(r#","cid":1,"all":null"#), "Ok(All)", "its presence is enough");
+        assert_eq!(address(r#","cid":1"#), "Ok(Cid(1))");
+        assert!(address("").starts_with("Err"));
+    }
 
     #[test]
     fn a_push_comes_out_as_it_went_in() {

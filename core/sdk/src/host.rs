@@ -228,6 +228,28 @@ impl Handle {
         self.begin_with(method, payload, CallMode::Later, cookie, 0, limit)
     }
 
+    /// The same, with an answer that comes at once appended to a buffer that is used again and again: then
+    /// None, else the token of the call.
+    pub fn begin_into(
+        &self,
+        method: &str,
+        payload: &[u8],
+        cookie: u64,
+        limit: Duration,
+        reply: &mut Vec<u8>,
+    ) -> Result<Option<u64>> {
+        let within = limit.as_nanos() as u64;
+        let options =
+            CallOptions { within, behalf: self.behalf, cookie, ..CallOptions::new(CallMode::Later) };
+        let start = reply.len();
+        let outcome = self.call_with(method, payload, &options, reply)?;
+        match outcome.status {
+            status::DONE => Ok(None),
+            status::PENDING => Ok(Some(outcome.value)),
+            _ => Err(failed(outcome, reply, start)),
+        }
+    }
+
     /// Begins a call on a thread of the server's pool: the answer always comes as an event, at the deadline
     /// at the latest, whatever the callee does.
     pub fn begin_on_pool(&self, method: &str, payload: &[u8], cookie: u64, limit: Duration) -> Result<Begun> {

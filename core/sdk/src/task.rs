@@ -1,11 +1,16 @@
 //! Tasks: one request's work, run for a peer by its name.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use zeph_abi::{Access, RunMode, TaskDeclaration};
-use zeph_contract::request::{LIST, RUN, SAY};
+use serde_json::value::RawValue;
+use zeph_abi::{Access, RunMode, TaskDeclaration, monotonic};
+use zeph_contract::request::{self, LIST, RUN, Run, SAY};
 use zeph_contract::room::{Address, Push};
 use zeph_contract::session::User;
 use zeph_contract::wire::{Reader, Writer};
@@ -14,14 +19,26 @@ use crate::call::{Call, Reply};
 use crate::host::{Handle, Host};
 use crate::service::Service;
 use crate::start::Start;
+use crate::stop::Stop;
 use crate::{Error, Result};
 
+/// The keeper of deadlines looks at least so often.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 /// One request's work. Made, run and dropped for each request.
-pub trait Task: Sized + Send + Sync {
-    /// Where it runs. Default: on the router's pool.
+pub trait Task: Sized + Send + Sync + 'static {
+    /// Where it runs. Default: on the server's pool.
     const RUN: RunMode = RunMode::Pooled;
     /// Who may ask for it. Default: anyone.
     const ACCESS: Access = Access::Anyone;
+    /// How long it may run on the pool. Default: what the router's settings say.
+    const DEADLINE: Option<Duration> = None;
+
+    /// May this user ask for it? Asked before `new`; None: an anonymous peer. The error is what the peer
+    /// reads, such as `Error::refused("for moderators only")`.
+    fn allow(_user: Option<&User>) -> Result<()> {
+        Ok(())
+    }
 
     /// Looks at the request. An error here is the answer.
     fn new(request: Request) -> Result<Self>;
@@ -29,51 +46,61 @@ pub trait Task: Sized + Send + Sync {
     /// Does the work.
     fn main(&self) -> Result<()>;
 
-    /// Make `main` return soon. Reserved: the router does not call it yet.
+    /// Make `main` return soon: its deadline has come, or the service stops. Called from another thread
+    /// while `main` runs on the pool; never for a task that runs inline.
     fn interrupt(&self) {}
 }
 
 /// What a peer asked for, and the way to answer it.
-pub struct Request {
-    cid: u64,
-    task: String,
-    data: Vec<u8>,
-    room: String,
+pub struct Request(Arc<Inner>);
+
+struct Inner {
+    /// The encoded request, which was read once without an error.
+    payload: Box<[u8]>,
     user: Option<User>,
     say: Handle,
-    answers: Arc<Mutex<Vec<u8>>>,
+    answers: Mutex<Vec<u8>>,
 }
 
 impl Request {
     /// The peer that asks.
     pub fn cid(&self) -> u64 {
-        self.cid
+        self.0.asked().cid
     }
 
     /// The task's name, as clients know it.
     pub fn task(&self) -> &str {
-        &self.task
+        self.0.asked().task
     }
 
-    /// The room that the peer is in.
+    /// The room that the peer is in, whatever the message says.
     pub fn room(&self) -> &str {
-        &self.room
+        self.0.asked().room
     }
 
     /// Who asks; None: anonymous.
     pub fn user(&self) -> Option<&User> {
-        self.user.as_ref()
+        self.0.user.as_ref()
     }
 
     /// The data as the peer sent it: JSON.
     pub fn raw_data(&self) -> &[u8] {
-        &self.data
+        self.0.asked().data()
     }
 
     /// The data in a type of the task's own.
     pub fn data<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_slice(&self.data)
-            .map_err(|error| Error::invalid(format!("data of {}: {error}", self.task)))
+        serde_json::from_slice(self.raw_data())
+            .map_err(|error| Error::invalid(format!("data of {}: {error}", self.task())))
+    }
+
+    /// The other keys of the message, as the peer sent them: all but `task` and `data`.
+    pub fn extra(&self) -> HashMap<String, Box<RawValue>> {
+        let message = self.0.asked().message;
+        // The edge has read it before.
+        let mut extra: HashMap<String, Box<RawValue>> = serde_json::from_slice(message).unwrap_or_default();
+        extra.retain(|key, _| !["task", "data"].contains(&key.as_str()));
+        extra
     }
 
     /// Answers the peer that asked.
@@ -84,7 +111,7 @@ impl Request {
 
     /// Answers with JSON that is encoded already.
     pub fn answer_raw(&self, data: &[u8]) {
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = self.0.answers.lock().unwrap_or_else(PoisonError::into_inner);
         Writer(&mut answers).bytes(data);
     }
 
@@ -92,23 +119,49 @@ impl Request {
     pub fn push<T: Serialize + ?Sized>(&self, address: Address<'_>, data: &T) -> Result<u64> {
         let data = serde_json::to_vec(data)?;
         let mut payload = Vec::with_capacity(data.len() + 64);
-        Push { address, task: &self.task, data: &data }.encode(&mut payload);
-        let reached = self.say.call(SAY, &payload)?;
+        Push { address, task: self.task(), data: &data }.encode(&mut payload);
+        let reached = self.0.say.call(SAY, &payload)?;
         Reader(&reached).u64()
+    }
+}
+
+impl Inner {
+    fn asked(&self) -> request::Request<'_> {
+        request::Request::decode(&self.payload).expect("it was read before")
     }
 }
 
 /// One task of a plugin, as `export!` lists it.
 pub struct TaskKind {
     pub(crate) declaration: TaskDeclaration,
+    allow: fn(Option<&User>) -> Result<()>,
     run: fn(Request) -> Result<()>,
+    make: fn(Request) -> Result<Arc<dyn AnyTask>>,
+}
+
+/// A task that can be interrupted.
+trait AnyTask: Send + Sync {
+    fn main(&self) -> Result<()>;
+    fn interrupt(&self);
+}
+
+impl<T: Task> AnyTask for T {
+    fn main(&self) -> Result<()> {
+        Task::main(self)
+    }
+    fn interrupt(&self) {
+        Task::interrupt(self);
+    }
 }
 
 /// The [`TaskKind`] of a type.
 pub fn task<T: Task>(name: &str) -> TaskKind {
+    let deadline = T::DEADLINE.map(|deadline| deadline.as_secs_f64());
     TaskKind {
-        declaration: TaskDeclaration { name: name.into(), run: T::RUN, access: T::ACCESS },
+        declaration: TaskDeclaration { name: name.into(), run: T::RUN, access: T::ACCESS, deadline },
+        allow: T::allow,
         run: |request| T::new(request)?.main(),
+        make: |request| Ok(Arc::new(T::new(request)?)),
     }
 }
 
@@ -116,36 +169,144 @@ pub fn task<T: Task>(name: &str) -> TaskKind {
 pub(crate) struct Tasks {
     host: Host,
     kinds: Vec<TaskKind>,
+    /// The ways to push, by the path of their service.
+    says: RwLock<Vec<Handle>>,
+    running: Mutex<HashMap<u64, Running>>,
+    /// A task began, or the service stops.
+    changed: Condvar,
+    next: AtomicU64,
+}
+
+/// A task on the pool.
+struct Running {
+    task: Arc<dyn AnyTask>,
+    /// In the server's time; zero: it has none, or was interrupted.
+    deadline: u64,
 }
 
 impl Tasks {
     pub(crate) fn with(kinds: Vec<TaskKind>, start: &Start) -> Self {
-        Self { host: start.host(), kinds }
+        Self {
+            host: start.host(),
+            kinds,
+            says: RwLock::default(),
+            running: Mutex::default(),
+            changed: Condvar::new(),
+            next: AtomicU64::new(0),
+        }
     }
 
     fn run(&self, call: Call<'_>) -> Result<Reply> {
-        let asked = zeph_contract::request::Request::decode(call.payload())?;
-        let Some(kind) = self.kinds.iter().find(|kind| kind.declaration.name == asked.kind) else {
-            return Err(Error::not_found(format!("this plugin has no task `{}`", asked.kind)));
+        let run = Run::decode(call.payload())?;
+        let Some(kind) = self.kinds.iter().find(|kind| kind.declaration.name == run.kind) else {
+            return Err(Error::not_found(format!("this plugin has no task `{}`", run.kind)));
         };
-        let answers = Arc::new(Mutex::new(Vec::new()));
-        (kind.run)(Request {
-            cid: asked.cid,
-            task: asked.task.into(),
-            data: asked.data.into(),
-            room: asked.room.into(),
-            user: asked.user.map(|(id, username)| User { id: id.into(), username: username.into() }),
-            say: self.host.service(asked.say),
-            answers: answers.clone(),
-        })?;
-        let answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let inner = Arc::new(self.request(&run)?);
+        (kind.allow)(inner.user.as_ref())?;
+        let request = Request(inner.clone());
+        match kind.declaration.run {
+            RunMode::Inline => (kind.run)(request)?,
+            RunMode::Pooled | RunMode::Ordered => self.supervised(kind, request, call.context().deadline)?,
+        }
+        let answers = inner.answers.lock().unwrap_or_else(PoisonError::into_inner);
         call.reply(&answers)
+    }
+
+    fn request(&self, run: &Run<'_>) -> Result<Inner> {
+        let asked = request::Request::decode(run.request)?;
+        Ok(Inner {
+            user: asked.user.map(|(id, username)| User { id: id.into(), username: username.into() }),
+            payload: run.request.into(),
+            say: self.say(run.say),
+            answers: Mutex::default(),
+        })
+    }
+
+    fn say(&self, path: &str) -> Handle {
+        let known = |says: &[Handle]| says.iter().find(|say| say.path() == path).cloned();
+        if let Some(say) = known(&self.says.read().unwrap_or_else(PoisonError::into_inner)) {
+            return say;
+        }
+        let say = self.host.service(path);
+        let mut says = self.says.write().unwrap_or_else(PoisonError::into_inner);
+        // There is one router, seldom two.
+        says.truncate(7);
+        says.push(say.clone());
+        say
+    }
+
+    /// Runs a task on the pool: it can be interrupted.
+    fn supervised(&self, kind: &TaskKind, request: Request, deadline: u64) -> Result<()> {
+        let task = (kind.make)(request)?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.running().insert(number, Running { task: task.clone(), deadline });
+        self.changed.notify_one();
+        let _leave = Leave { tasks: self, number };
+        task.main()
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<u64, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Interrupts the tasks that this is the time for, each once.
+    fn interrupt(&self, is_due: impl Fn(u64) -> bool) {
+        let due: Vec<Arc<dyn AnyTask>> = {
+            let mut running = self.running();
+            let due = running.values_mut().filter(|running| is_due(running.deadline));
+            due.map(|running| {
+                running.deadline = 0;
+                running.task.clone()
+            })
+            .collect()
+        };
+        for task in due {
+            if catch_unwind(AssertUnwindSafe(|| task.interrupt())).is_err() {
+                tracing::error!("a task's `interrupt` {}", crate::panic::last());
+            }
+        }
+    }
+}
+
+/// A task that ends, also by a panic, is not running any more.
+struct Leave<'a> {
+    tasks: &'a Tasks,
+    number: u64,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.tasks.running().remove(&self.number);
     }
 }
 
 impl Service for Tasks {
     fn new(_: Start) -> Result<Self> {
         Err(Error::internal("made with `with`"))
+    }
+
+    /// Keeps the deadlines.
+    fn main(&self, stop: &Stop) -> Result<()> {
+        let mut running = self.running();
+        while !stop.is_set() {
+            let deadlines = running.values().map(|running| running.deadline).filter(|at| *at != 0);
+            let wait = deadlines
+                .min()
+                .map_or(LONGEST_WAIT, |at| Duration::from_nanos(at.saturating_sub(monotonic())));
+            let waited = self.changed.wait_timeout(running, wait.min(LONGEST_WAIT));
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+            let now = monotonic();
+            self.interrupt(|deadline| deadline != 0 && deadline <= now);
+            running = self.running();
+        }
+        Ok(())
+    }
+
+    fn disable(&self) {
+        // Under the lock, so that `main` either waits already or sees that it is to stop.
+        drop(self.running());
+        self.changed.notify_one();
+        self.interrupt(|_| true);
     }
 
     fn call(&self, call: Call<'_>) -> Result<Reply> {

@@ -8,6 +8,9 @@ use std::sync::{Mutex, PoisonError};
 
 use zeph_contract::Error;
 
+/// Connections that wait to be accepted; the kernel's own limit (net.core.somaxconn) counts, too.
+const BACKLOG: i32 = 4096;
+
 /// All listening sockets of a server.
 #[derive(Default)]
 pub struct Listeners {
@@ -39,6 +42,8 @@ impl Listeners {
                 wanted.port()
             ))
         })?;
+        // More than the standard library's 128: many clients may come back at the same moment.
+        rustix::net::listen(&socket, BACKLOG).map_err(std::io::Error::from)?;
         let fd = duplicate(&socket)?;
         if let Ok(address) = socket.local_addr() {
             tracing::info!("{borrower}: listens on {address}");

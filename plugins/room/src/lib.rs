@@ -1,33 +1,59 @@
 //! Where peers are. Knows rooms, users and cids; sends encoded frames to the edges that have the peers.
 
+mod access;
 mod rooms;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use access::Access;
 use rooms::{Notice, Rooms};
 use zephserver_plugin::contract::event::{Change, SERVICE_CHANGED, ServiceChanged};
 use zephserver_plugin::contract::peer::{Cid, Delivery, SEND as EDGE_SEND};
-use zephserver_plugin::contract::room::{JOIN, Join, LEAVE, Leave, Push, SEND};
+use zephserver_plugin::contract::room::{Address, JOIN, Join, LEAVE, Leave, Letter, Push, SEND};
 use zephserver_plugin::contract::wire::Reader;
 use zephserver_plugin::{
     Call, Declare, Error, Event, Handle, Host, Imported, Reply, Result, Service, Start, State, export,
     tracing,
 };
 
+/// The longest name of a room, in bytes.
+const LONGEST_NAME: usize = 1024;
+
 struct Room {
     host: Host,
-    rooms: Mutex<Rooms>,
+    access: Access,
+    told: Mutex<Told>,
     edges: Mutex<HashMap<String, Handle>>,
+}
+
+/// Who is where, and what is not told yet. Under one lock, so that notices go out in the order of what
+/// they tell.
+#[derive(Default)]
+struct Told {
+    rooms: Rooms,
+    outgoing: VecDeque<Notice>,
+    /// A thread is at it, and takes what comes meanwhile with it.
+    is_telling: bool,
+    /// The timer for the next list, and when that is.
+    timer: Option<(u64, Instant)>,
 }
 
 impl Service for Room {
     fn declare(declare: Declare) -> Declare {
-        declare.state(1)
+        declare
+            .setting(
+                "access",
+                serde_json::json!({}),
+                "room, or its beginning and `*` → \"anyone\", \"authenticated\", \"nobody\" or user ids",
+            )
+            .state(1)
     }
 
     fn new(start: Start) -> Result<Self> {
-        Ok(Self { host: start.host(), rooms: Mutex::default(), edges: Mutex::default() })
+        let access = Access::new(start.setting("access")?)?;
+        Ok(Self { host: start.host(), access, told: Mutex::default(), edges: Mutex::default() })
     }
 
     fn call(&self, call: Call<'_>) -> Result<Reply> {
@@ -38,69 +64,148 @@ impl Service for Room {
             }
             JOIN => {
                 let join: Join = call.json()?;
-                if join.room.is_empty() {
-                    return Err(Error::invalid("a room's name is not empty"));
+                if join.room.is_empty() || join.room.len() > LONGEST_NAME {
+                    return Err(Error::invalid(format!("a room's name has 1 to {LONGEST_NAME} bytes")));
                 }
-                let notices = self.rooms().join(join);
-                self.announce(&notices);
+                if !join.again {
+                    self.access.check(&join.room, join.user.as_ref())?;
+                }
+                self.change(|rooms, now| rooms.join(join, now));
                 Reply::empty()
             }
             LEAVE => {
                 let leave: Leave = call.json()?;
-                let notices = self.rooms().leave(leave.cid);
-                self.announce(&notices);
+                self.change(|rooms, now| rooms.leave(leave.cid, now));
                 Reply::empty()
             }
+            "send_to_room/1" => self.send_letter(&call, |address| matches!(address, Address::Room(_))),
+            "send_to_users/1" => self.send_letter(&call, |address| matches!(address, Address::Users(_))),
+            "send_to_all/1" => self.send_letter(&call, |address| matches!(address, Address::All)),
+            "send_to_cid/1" => self.send_letter(&call, |address| matches!(address, Address::Cid(_))),
             _ => call.unknown_method(),
         }
     }
 
     fn init(&self) -> Result<()> {
         self.host.subscribe(SERVICE_CHANGED)?;
+        // Lists that the build before owed.
+        self.change(|_, _| Vec::new());
         Ok(())
     }
 
-    /// An edge that went down has lost its peers.
     fn event(&self, event: Event<'_>) -> Result<()> {
-        if let Event::Published { name: SERVICE_CHANGED, payload } = event {
-            let changed: ServiceChanged = serde_json::from_slice(payload)?;
-            if changed.change == Change::Down {
-                let notices = self.rooms().lose_edge(&changed.service);
-                self.announce(&notices);
+        match event {
+            // An edge that went down has lost its peers.
+            Event::Published { name: SERVICE_CHANGED, payload } => {
+                let changed: ServiceChanged = serde_json::from_slice(payload)?;
+                if changed.change == Change::Down {
+                    self.change(|rooms, now| rooms.lose_edge(&changed.service, now));
+                }
             }
+            Event::Timer { .. } => {
+                self.told().timer = None;
+                self.change(|rooms, now| rooms.lists_due(now));
+            }
+            _ => {}
         }
         Ok(())
     }
 
     fn export_state(&self) -> Result<State> {
-        State::json(&*self.rooms())
+        State::json(&self.told().rooms.snapshot())
     }
 
     fn import_state(&self, state: Imported<'_>) -> Result<()> {
-        *self.rooms() = state.json()?;
+        self.told().rooms = Rooms::restore(state.json()?, Instant::now());
         Ok(())
     }
 }
 
 impl Room {
-    fn rooms(&self) -> MutexGuard<'_, Rooms> {
-        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn edge(&self, path: &str) -> Handle {
         let mut edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner);
-        edges.entry(path.into()).or_insert_with(|| self.host.service(path)).clone()
+        match edges.get(path) {
+            Some(edge) => edge.clone(),
+            None => edges.entry(path.into()).or_insert(self.host.service(path)).clone(),
+        }
+    }
+
+    /// Changes who is where, and tells the members.
+    fn change(&self, change: impl FnOnce(&mut Rooms, Instant) -> Vec<Notice>) {
+        let mut told = self.told();
+        let now = Instant::now();
+        let notices = change(&mut told.rooms, now);
+        told.outgoing.extend(notices);
+        self.arm(&mut told, now);
+        if !std::mem::replace(&mut told.is_telling, true) {
+            drop(told);
+            self.tell();
+        }
+    }
+
+    /// A timer for the next list that is late.
+    fn arm(&self, told: &mut Told, now: Instant) {
+        let Some(at) = told.rooms.next_list() else { return };
+        if told.timer.is_some_and(|(_, due)| due <= at) {
+            return;
+        }
+        match self.host.after(at.saturating_duration_since(now)) {
+            Ok(token) => {
+                if let Some((before, _)) = told.timer.replace((token, at)) {
+                    // Due already, perhaps: then it finds nothing to do.
+                    let _ = self.host.cancel(before);
+                }
+            }
+            Err(error) => tracing::warn!("a list of users will be late: {error}"),
+        }
+    }
+
+    /// Delivers notices in their order until there are none. An edge that cannot take one tells of its
+    /// peers again when it is back.
+    fn tell(&self) {
+        let telling = Telling(self);
+        loop {
+            let Some(notice) = ({
+                let mut told = self.told();
+                let notice = told.outgoing.pop_front();
+                told.is_telling = notice.is_some();
+                notice
+            }) else {
+                return std::mem::forget(telling);
+            };
+            for (edge, cids) in &notice.to {
+                if let Err(error) = self.deliver(edge, &notice.frame, cids) {
+                    tracing::warn!("a notice did not reach {edge}: {error}");
+                }
+            }
+        }
+    }
+
+    fn send_letter(&self, call: &Call<'_>, is_right: impl Fn(&Address<'_>) -> bool) -> Result<Reply> {
+        let letter: Letter = call.json()?;
+        let push = letter.push()?;
+        if !is_right(&push.address) {
+            return Err(Error::invalid(format!(
+                "{} takes the address that it is named after",
+                call.method()
+            )));
+        }
+        Reply::json(&self.send(&push)?)
     }
 
     /// Encodes once, and hands the frame to each edge with the cids that it has.
     fn send(&self, push: &Push<'_>) -> Result<u64> {
-        let by_edge = self.rooms().at(&push.address);
+        let by_edge = self.told().rooms.at(&push.address);
         if by_edge.is_empty() {
             return Ok(0);
         }
         let mut frame = Vec::with_capacity(push.task.len() + push.data.len() + 24);
         frame.extend_from_slice(b"{\"task\":");
-        frame.extend_from_slice(serde_json::to_string(push.task)?.as_bytes());
+        serde_json::to_writer(&mut frame, push.task)?;
         frame.extend_from_slice(b",\"data\":");
         frame.extend_from_slice(push.data);
         frame.push(b'}');
@@ -120,17 +225,14 @@ impl Room {
         let reached = self.edge(edge).call(EDGE_SEND, &payload)?;
         Reader(&reached).u64()
     }
+}
 
-    /// Tells the members of a room who came and went. An edge that cannot take it tells of its peers
-    /// again when it is back.
-    fn announce(&self, notices: &[Notice]) {
-        for notice in notices {
-            for (edge, cids) in &notice.to {
-                if let Err(error) = self.deliver(edge, notice.frame.as_bytes(), cids) {
-                    tracing::warn!("a notice did not reach {edge}: {error}");
-                }
-            }
-        }
+/// A thread that tells, and panics, leaves it to the next.
+struct Telling<'a>(&'a Room);
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        self.0.told().is_telling = false;
     }
 }
 

@@ -1,26 +1,43 @@
 //! Who is where. Pure: answers what is to be said to whom.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use zephserver_plugin::contract::peer::Cid;
 use zephserver_plugin::contract::room::{Address, Join};
 use zephserver_plugin::contract::session::User;
 
+/// A room's list of users is sent at most this often.
+pub const LIST_PERIOD: Duration = Duration::from_millis(50);
+
 /// Every room with its members.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default)]
 pub struct Rooms {
     members: HashMap<Cid, Member>,
-    /// Cids of each room in the order they joined. A room without members does not exist.
-    rooms: HashMap<String, Vec<Cid>>,
+    /// A room without members does not exist.
+    rooms: HashMap<Arc<str>, Room>,
+    /// Paths of edges; members name them by their place here.
+    edges: Vec<String>,
+    /// Rooms whose list is to be sent at a time.
+    late: BTreeSet<(Instant, Arc<str>)>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 struct Member {
-    room: String,
-    edge: String,
-    user: Option<User>,
+    room: Arc<str>,
+    edge: u32,
+    user: Option<Arc<User>>,
+}
+
+#[derive(Debug, Default)]
+struct Room {
+    /// Members in the order they joined, each with its edge.
+    members: Vec<(Cid, u32)>,
+    /// When the list of users was sent last.
+    listed: Option<Instant>,
+    is_late: bool,
 }
 
 /// Cids by the edge that has them.
@@ -30,105 +47,210 @@ pub type ByEdge = BTreeMap<String, Vec<Cid>>;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Notice {
     pub to: ByEdge,
-    pub frame: String,
+    pub frame: Vec<u8>,
+}
+
+/// A notice on the wire; keys in this order.
+#[derive(Serialize)]
+struct Frame<'a, D: Serialize> {
+    msgtype: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    username: Option<&'a str>,
+    data: D,
 }
 
 impl Rooms {
     /// A peer comes into a room; out of the one it is in, if it is in another.
-    pub fn join(&mut self, join: Join) -> Vec<Notice> {
+    pub fn join(&mut self, join: Join, now: Instant) -> Vec<Notice> {
         let Join { cid, edge, room, user, again } = join;
-        let stays = self.members.get(&cid).is_some_and(|member| member.room == room && member.user == user);
-        if stays {
+        let stays = |member: &Member| *member.room == *room && member.user.as_deref() == user.as_ref();
+        if self.members.get(&cid).is_some_and(stays) {
             return Vec::new();
         }
-        let mut notices = self.leave(cid);
-        let username = user.as_ref().map(|user| user.username.clone());
-        self.rooms.entry(room.clone()).or_default().push(cid);
-        self.members.insert(cid, Member { room: room.clone(), edge, user });
+        let mut notices = self.leave(cid, now);
+        let edge = self.edge(edge);
+        let room: Arc<str> = match self.rooms.get_key_value(room.as_str()) {
+            Some((known, _)) => known.clone(),
+            None => room.into(),
+        };
+        let user = user.map(Arc::new);
+        self.rooms.entry(room.clone()).or_default().members.push((cid, edge));
+        self.members.insert(cid, Member { room: room.clone(), edge, user: user.clone() });
         if again {
-            return Vec::new();
+            return notices;
         }
-        if let Some(username) = username {
-            notices.push(self.notice(
-                &room,
-                &json!({
-                    "msgtype": "join", "username": username, "data": " joined the chat room."
-                }),
-            ));
+        if let Some(user) = user {
+            notices.push(self.notice(&room, "join", Some(&user.username), " joined the chat room."));
         }
-        notices.push(self.user_list(&room));
+        notices.extend(self.list(&room, now));
         notices
     }
 
     /// A peer is gone.
-    pub fn leave(&mut self, cid: Cid) -> Vec<Notice> {
-        let Some(Member { room, user, .. }) = self.members.remove(&cid) else { return Vec::new() };
-        let Some(cids) = self.rooms.get_mut(&room) else { return Vec::new() };
-        cids.retain(|known| *known != cid);
-        if cids.is_empty() {
-            self.rooms.remove(&room);
+    pub fn leave(&mut self, cid: Cid, now: Instant) -> Vec<Notice> {
+        let Some(Member { room: name, user, .. }) = self.members.remove(&cid) else { return Vec::new() };
+        let Some(room) = self.rooms.get_mut(&name) else { return Vec::new() };
+        room.members.retain(|(known, _)| *known != cid);
+        if room.members.is_empty() {
+            self.rooms.remove(&name);
             return Vec::new();
         }
-        let left = user.map(|user| {
-            let notice =
-                json!({"msgtype": "leave", "username": user.username, "data": " left the chat room."});
-            self.notice(&room, &notice)
-        });
-        left.into_iter().chain([self.user_list(&room)]).collect()
+        let left = user.map(|user| self.notice(&name, "leave", Some(&user.username), " left the chat room."));
+        left.into_iter().chain(self.list(&name, now)).collect()
     }
 
     /// All peers of an edge are gone.
-    pub fn lose_edge(&mut self, edge: &str) -> Vec<Notice> {
-        let lost = self.members.iter().filter(|(_, member)| member.edge == edge).map(|(cid, _)| *cid);
-        let lost: Vec<Cid> = lost.collect();
-        let mut notices: Vec<Notice> = lost.into_iter().flat_map(|cid| self.leave(cid)).collect();
+    pub fn lose_edge(&mut self, edge: &str, now: Instant) -> Vec<Notice> {
+        let Some(place) = self.edges.iter().position(|known| known == edge) else { return Vec::new() };
+        let lost = self.members.iter().filter(|(_, member)| member.edge as usize == place);
+        let lost: Vec<Cid> = lost.map(|(cid, _)| *cid).collect();
+        let mut notices: Vec<Notice> = lost.into_iter().flat_map(|cid| self.leave(cid, now)).collect();
         notices.iter_mut().for_each(|notice| drop(notice.to.remove(edge)));
         notices.retain(|notice| !notice.to.is_empty());
         notices
     }
 
+    /// Lists whose time has come.
+    pub fn lists_due(&mut self, now: Instant) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        while self.late.first().is_some_and(|(at, _)| *at <= now)
+            && let Some((_, name)) = self.late.pop_first()
+        {
+            if let Some(room) = self.rooms.get_mut(&name) {
+                room.is_late = false;
+                room.listed = Some(now);
+                notices.push(self.user_list(&name));
+            }
+        }
+        notices
+    }
+
+    /// When a list is to be sent next.
+    pub fn next_list(&self) -> Option<Instant> {
+        self.late.first().map(|(at, _)| *at)
+    }
+
     /// Who is at an address.
     pub fn at(&self, address: &Address<'_>) -> ByEdge {
+        let all = |member: (&Cid, &Member)| (*member.0, member.1.edge);
         match address {
-            Address::Room(room) => self.by_edge(self.rooms.get(*room).into_iter().flatten().copied()),
-            Address::Cid(cid) => self.by_edge([*cid].into_iter()),
-            Address::All => self.by_edge(self.members.keys().copied()),
+            Address::Room(room) => match self.rooms.get(*room) {
+                Some(room) => self.by_edge(room.members.iter().copied()),
+                None => ByEdge::new(),
+            },
+            Address::Cid(cid) => self.by_edge(self.members.get_key_value(cid).map(all).into_iter()),
+            Address::All => self.by_edge(self.members.iter().map(all)),
             Address::Users(users) => {
                 let is_one = |member: &Member| {
                     member.user.as_ref().is_some_and(|user| users.contains(&user.id.as_str()))
                 };
-                self.by_edge(self.members.iter().filter(|(_, member)| is_one(member)).map(|(cid, _)| *cid))
+                self.by_edge(self.members.iter().filter(|(_, member)| is_one(member)).map(all))
             }
         }
     }
 
-    fn by_edge(&self, cids: impl Iterator<Item = Cid>) -> ByEdge {
-        let mut by_edge = ByEdge::new();
-        for (cid, member) in cids.filter_map(|cid| Some((cid, self.members.get(&cid)?))) {
-            match by_edge.get_mut(&member.edge) {
-                Some(cids) => cids.push(cid),
-                None => {
-                    by_edge.insert(member.edge.clone(), vec![cid]);
-                }
-            }
-        }
-        by_edge
+    fn edge(&mut self, path: String) -> u32 {
+        let place = self.edges.iter().position(|known| *known == path);
+        place.unwrap_or_else(|| {
+            self.edges.push(path);
+            self.edges.len() - 1
+        }) as u32
     }
 
-    fn notice(&self, room: &str, frame: &serde_json::Value) -> Notice {
-        Notice { to: self.at(&Address::Room(room)), frame: frame.to_string() }
+    fn by_edge(&self, members: impl Iterator<Item = (Cid, u32)>) -> ByEdge {
+        let mut by_place: Vec<Vec<Cid>> = vec![Vec::new(); self.edges.len()];
+        for (cid, edge) in members {
+            by_place[edge as usize].push(cid);
+        }
+        let some = self.edges.iter().zip(by_place).filter(|(_, cids)| !cids.is_empty());
+        some.map(|(edge, cids)| (edge.clone(), cids)).collect()
+    }
+
+    fn notice(&self, room: &str, msgtype: &str, username: Option<&str>, data: impl Serialize) -> Notice {
+        // Texts and lists of texts: always JSON.
+        let frame = serde_json::to_vec(&Frame { msgtype, username, data }).unwrap_or_default();
+        Notice { to: self.at(&Address::Room(room)), frame }
+    }
+
+    /// The list of users now, or later where one was sent just before.
+    fn list(&mut self, name: &Arc<str>, now: Instant) -> Option<Notice> {
+        let room = self.rooms.get_mut(name)?;
+        if room.is_late {
+            return None;
+        }
+        match room.listed.map(|listed| listed + LIST_PERIOD) {
+            Some(at) if at > now => {
+                room.is_late = true;
+                self.late.insert((at, name.clone()));
+                None
+            }
+            _ => {
+                room.listed = Some(now);
+                Some(self.user_list(name))
+            }
+        }
     }
 
     /// One entry for each peer with a user, in the order they joined.
     fn user_list(&self, room: &str) -> Notice {
-        let names: Vec<&str> = self
-            .rooms
-            .get(room)
-            .into_iter()
-            .flatten()
-            .filter_map(|cid| Some(self.members.get(cid)?.user.as_ref()?.username.as_str()))
-            .collect();
-        self.notice(room, &json!({"msgtype": "user_list", "data": names}))
+        let members = self.rooms.get(room).into_iter().flat_map(|room| &room.members);
+        let user = |(cid, _): &(Cid, u32)| Some(self.members.get(cid)?.user.as_ref()?.username.as_str());
+        let names: Vec<&str> = members.filter_map(user).collect();
+        self.notice(room, "user_list", None, names)
+    }
+}
+
+/// Rooms as they are handed over.
+#[derive(Serialize, Deserialize)]
+pub struct Snapshot {
+    members: HashMap<Cid, Known>,
+    rooms: HashMap<String, Vec<Cid>>,
+    #[serde(default)]
+    late: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Known {
+    room: String,
+    edge: String,
+    user: Option<User>,
+}
+
+impl Rooms {
+    pub fn snapshot(&self) -> Snapshot {
+        let known = |(cid, member): (&Cid, &Member)| {
+            let edge = self.edges[member.edge as usize].clone();
+            (*cid, Known { room: member.room.to_string(), edge, user: member.user.as_deref().cloned() })
+        };
+        let cids = |(name, room): (&Arc<str>, &Room)| {
+            (name.to_string(), room.members.iter().map(|(cid, _)| *cid).collect())
+        };
+        Snapshot {
+            members: self.members.iter().map(known).collect(),
+            rooms: self.rooms.iter().map(cids).collect(),
+            late: self.late.iter().map(|(_, name)| name.to_string()).collect(),
+        }
+    }
+
+    pub fn restore(snapshot: Snapshot, now: Instant) -> Self {
+        let mut rooms = Self::default();
+        let Snapshot { mut members, rooms: names, late } = snapshot;
+        for (name, cids) in names {
+            for cid in cids {
+                if let Some(Known { room, edge, user }) = members.remove(&cid) {
+                    rooms.join(Join { cid, edge, room, user, again: true }, now);
+                }
+            }
+            debug_assert!(rooms.rooms.contains_key(name.as_str()));
+        }
+        for name in late {
+            let name: Arc<str> = name.into();
+            if let Some(room) = rooms.rooms.get_mut(&name) {
+                room.is_late = true;
+                rooms.late.insert((now, name));
+            }
+        }
+        rooms
     }
 }
 
@@ -141,63 +263,78 @@ mod tests {
         Join { cid, edge: "e/E".into(), room: room.into(), user, again: false }
     }
 
+    /// A time after which every list is sent at once.
+    fn later(start: Instant, step: u32) -> Instant {
+        start + LIST_PERIOD * step
+    }
+
     fn frames(notices: &[Notice]) -> Vec<(Vec<Cid>, &str)> {
         notices
             .iter()
-            .map(|notice| (notice.to.values().flatten().copied().collect(), notice.frame.as_str()))
+            .map(|notice| {
+                (notice.to.values().flatten().copied().collect(), std::str::from_utf8(&notice.frame).unwrap())
+            })
             .collect()
     }
 
     #[test]
     fn join_then_user_list_and_leave_then_user_list() {
         let mut rooms = Rooms::default();
-        rooms.join(join(1, "r", Some("Ann")));
-        let joined = rooms.join(join(2, "r", Some("Bob")));
+        let start = Instant::now();
+        rooms.join(join(1, "r", Some("Ann")), later(start, 1));
+        let joined = rooms.join(join(2, "r", Some("Bob")), later(start, 2));
         assert_eq!(
             frames(&joined),
             [
-                (vec![1, 2], r#"{"data":" joined the chat room.","msgtype":"join","username":"Bob"}"#),
-                (vec![1, 2], r#"{"data":["Ann","Bob"],"msgtype":"user_list"}"#),
+                (vec![1, 2], r#"{"msgtype":"join","username":"Bob","data":" joined the chat room."}"#),
+                (vec![1, 2], r#"{"msgtype":"user_list","data":["Ann","Bob"]}"#),
             ]
         );
-        let left = rooms.leave(1);
+        let left = rooms.leave(1, later(start, 13));
         assert_eq!(
             frames(&left),
             [
-                (vec![2], r#"{"data":" left the chat room.","msgtype":"leave","username":"Ann"}"#),
-                (vec![2], r#"{"data":["Bob"],"msgtype":"user_list"}"#),
+                (vec![2], r#"{"msgtype":"leave","username":"Ann","data":" left the chat room."}"#),
+                (vec![2], r#"{"msgtype":"user_list","data":["Bob"]}"#),
             ]
         );
-        assert_eq!(rooms.leave(2), []);
+        assert_eq!(rooms.leave(2, later(start, 14)), []);
         assert!(rooms.rooms.is_empty() && rooms.members.is_empty());
     }
 
     #[test]
     fn anonymous_peers_are_not_named() {
         let mut rooms = Rooms::default();
+        let start = Instant::now();
         assert_eq!(
-            frames(&rooms.join(join(1, "r", None))),
-            [(vec![1], r#"{"data":[],"msgtype":"user_list"}"#)]
+            frames(&rooms.join(join(1, "r", None), later(start, 3))),
+            [(vec![1], r#"{"msgtype":"user_list","data":[]}"#)]
         );
     }
 
     #[test]
     fn a_second_hello_leaves_no_ghost() {
         let mut rooms = Rooms::default();
-        rooms.join(join(1, "a", None));
-        rooms.join(join(2, "a", Some("Ann")));
-        let moved = rooms.join(join(2, "b", Some("Ann")));
+        let start = Instant::now();
+        rooms.join(join(1, "a", None), later(start, 4));
+        rooms.join(join(2, "a", Some("Ann")), later(start, 5));
+        let moved = rooms.join(join(2, "b", Some("Ann")), later(start, 6));
         assert_eq!(moved.len(), 4);
         assert_eq!(rooms.at(&Address::Room("a")).values().flatten().count(), 1);
-        assert_eq!(rooms.join(join(2, "b", Some("Ann"))), [], "the same again changes nothing");
+        assert_eq!(
+            rooms.join(join(2, "b", Some("Ann")), later(start, 7)),
+            [],
+            "the same again changes nothing"
+        );
     }
 
     #[test]
     fn addresses() {
         let mut rooms = Rooms::default();
-        rooms.join(join(1, "a", Some("Ann")));
-        rooms.join(join(2, "b", Some("Ann")));
-        rooms.join(join(3, "b", None));
+        let start = Instant::now();
+        rooms.join(join(1, "a", Some("Ann")), later(start, 8));
+        rooms.join(join(2, "b", Some("Ann")), later(start, 9));
+        rooms.join(join(3, "b", None), later(start, 10));
         let count = |address| rooms.at(&address).values().flatten().count();
         assert_eq!(count(Address::Users(vec!["id-Ann", "nobody"])), 2);
         assert_eq!((count(Address::All), count(Address::Cid(3)), count(Address::Room("x"))), (3, 1, 0));
@@ -206,19 +343,48 @@ mod tests {
     #[test]
     fn peers_of_a_lost_edge_are_gone() {
         let mut rooms = Rooms::default();
-        rooms.join(join(1, "a", None));
-        rooms.join(Join { edge: "other/E".into(), ..join(2, "a", None) });
-        let notices = rooms.lose_edge("e/E");
-        assert_eq!(frames(&notices), [(vec![2], r#"{"data":[],"msgtype":"user_list"}"#)]);
+        let start = Instant::now();
+        rooms.join(join(1, "a", None), later(start, 11));
+        rooms.join(Join { edge: "other/E".into(), ..join(2, "a", None) }, later(start, 90));
+        let notices = rooms.lose_edge("e/E", later(start, 99));
+        assert_eq!(frames(&notices), [(vec![2], r#"{"msgtype":"user_list","data":[]}"#)]);
         assert_eq!(rooms.at(&Address::All).values().flatten().count(), 1);
     }
 
     #[test]
     fn state_comes_back_as_it_was() {
         let mut rooms = Rooms::default();
-        rooms.join(join(1, "a", Some("Ann")));
-        let bytes = serde_json::to_vec(&rooms).unwrap();
-        let mut back: Rooms = serde_json::from_slice(&bytes).unwrap();
-        assert_eq!(back.leave(1), []);
+        let start = Instant::now();
+        rooms.join(join(1, "a", Some("Ann")), later(start, 12));
+        rooms.join(join(2, "a", None), later(start, 1));
+        let bytes = serde_json::to_vec(&rooms.snapshot()).unwrap();
+        let mut back = Rooms::restore(serde_json::from_slice(&bytes).unwrap(), start);
+        back.lists_due(start);
+        assert_eq!(
+            frames(&back.leave(2, later(start, 9))),
+            [(vec![1], r#"{"msgtype":"user_list","data":["Ann"]}"#)]
+        );
+        assert_eq!(back.leave(1, start), []);
+    }
+
+    #[test]
+    fn many_changes_at_once_make_two_lists() {
+        let mut rooms = Rooms::default();
+        let start = Instant::now();
+        assert_eq!(rooms.join(join(1, "r", None), start).len(), 1, "at once");
+        for cid in 2..50 {
+            assert_eq!(rooms.join(join(cid, "r", None), start), [], "not again so soon");
+        }
+        assert_eq!(rooms.next_list(), Some(start + LIST_PERIOD));
+        assert_eq!(rooms.lists_due(start), []);
+        let late = rooms.lists_due(start + LIST_PERIOD);
+        assert_eq!(late.len(), 1);
+        assert_eq!(late[0].to.values().flatten().count(), 49);
+        assert_eq!(rooms.next_list(), None);
+        let restored = Rooms::restore(rooms.snapshot(), start);
+        assert_eq!(restored.next_list(), None);
+        rooms.leave(1, start + LIST_PERIOD);
+        let mut restored = Rooms::restore(rooms.snapshot(), start);
+        assert_eq!(restored.lists_due(start).len(), 1, "what was late is not forgotten");
     }
 }

@@ -1,6 +1,6 @@
 //! Who a peer is. Everybody is anonymous.
 
-use zephserver_plugin::contract::session::{GET_USER, GetUser, User};
+use zephserver_plugin::contract::session::{GET_USER_SESSION, GetUserSession, Identity};
 use zephserver_plugin::{Call, Reply, Result, Service, Start, export};
 
 struct Session;
@@ -12,9 +12,9 @@ impl Service for Session {
 
     fn call(&self, call: Call<'_>) -> Result<Reply> {
         match call.method() {
-            GET_USER => {
-                call.json::<GetUser>()?;
-                Reply::json(&None::<User>)
+            GET_USER_SESSION => {
+                call.json::<GetUserSession>()?;
+                Reply::json(&None::<Identity>)
             }
             _ => call.unknown_method(),
         }

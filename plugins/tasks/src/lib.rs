@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use zephserver_plugin::contract::room::Address;
-use zephserver_plugin::{Request, Result, RunMode, Task, export};
+use zephserver_plugin::{Access, Request, Result, RunMode, Task, export};
 
 /// Answers its data.
 struct TaskEcho(Request);
@@ -14,6 +14,19 @@ impl Task for TaskEcho {
     }
     fn main(&self) -> Result<()> {
         self.0.answer_raw(self.0.raw_data());
+        Ok(())
+    }
+}
+
+/// Does nothing and answers nothing: it keeps a connection busy.
+struct TaskPing;
+
+impl Task for TaskPing {
+    const RUN: RunMode = RunMode::Inline;
+    fn new(_: Request) -> Result<Self> {
+        Ok(Self)
+    }
+    fn main(&self) -> Result<()> {
         Ok(())
     }
 }
@@ -45,4 +58,28 @@ impl Task for ChatSay {
     }
 }
 
-export!(tasks: TaskEcho, ChatSay);
+/// Says `{"to", "text"}` to all peers of the users `to`, ids in a list, as `{"from", "text"}`.
+struct ChatWhisper(Request);
+
+#[derive(Deserialize)]
+struct Whisper {
+    to: Vec<String>,
+    text: String,
+}
+
+impl Task for ChatWhisper {
+    const RUN: RunMode = RunMode::Inline;
+    const ACCESS: Access = Access::Authenticated;
+    fn new(request: Request) -> Result<Self> {
+        Ok(Self(request))
+    }
+    fn main(&self) -> Result<()> {
+        let Whisper { to, text } = self.0.data()?;
+        let from = self.0.user().map(|user| user.username.as_str());
+        let to = to.iter().map(String::as_str).collect();
+        self.0.push(Address::Users(to), &Said { from, text: &text })?;
+        Ok(())
+    }
+}
+
+export!(tasks: TaskPing, TaskEcho, ChatSay, ChatWhisper);

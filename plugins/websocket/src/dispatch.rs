@@ -2,27 +2,25 @@
 //! the peer that waits for them; the room, and tasks that run inline, are called on the loop's thread and
 //! are to be quick.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::value::RawValue;
-use zephserver_plugin::contract::peer::{Cid, Peer};
+use zeph_edge::{Cid, Link, Links, Outbox};
 use zephserver_plugin::contract::request::{ROUTE, Request, answers};
 use zephserver_plugin::contract::room::{JOIN, Join, LEAVE, Leave};
-use zephserver_plugin::contract::session::{GET_USER, GetUser, User};
-use zephserver_plugin::{Begun, Error, Handle, Result, tracing};
+use zephserver_plugin::contract::session::{GET_USER_SESSION, GetUserSession, Identity, User};
+use zephserver_plugin::{Code, Error, Handle, Result, tracing};
 
-use crate::codec::Opcode;
-use crate::edge::{Flow, Handler};
-use crate::message::{self, Message};
-use crate::outbox::Outbox;
+use crate::inbox::{Inbox, first_cookie};
+use crate::message::{self, Kind, Message};
+use crate::peer::{Open, Peer, Tokens, close, send_error};
+use crate::settings::Settings;
 
-/// How long session or task may take.
-const LIMIT: Duration = Duration::from_secs(40);
-
-/// Questions under way at most.
+/// An answer that does not come in this time never comes: routers and tasks have shorter deadlines.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// Questions of one loop under way at most.
 const UNDER_WAY: usize = 65_536;
 
 /// The services that the edge asks.
@@ -35,61 +33,86 @@ pub struct Services {
     pub own: String,
 }
 
-/// Answers that came on other threads, by the cookie of their question.
-#[derive(Default)]
-pub struct Inbox {
-    answers: Mutex<VecDeque<(u64, Result<Vec<u8>>)>>,
-    /// The room service has forgotten its peers.
-    announce: Mutex<bool>,
-}
-
-impl Inbox {
-    pub fn put(&self, cookie: u64, answer: Result<Vec<u8>>) {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).push_back((cookie, answer));
-    }
-
-    pub fn ask_to_announce(&self) {
-        *self.announce.lock().unwrap_or_else(PoisonError::into_inner) = true;
-    }
-
-    fn take(&self) -> VecDeque<(u64, Result<Vec<u8>>)> {
-        std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn take_announce(&self) -> bool {
-        std::mem::take(&mut *self.announce.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-struct Known {
-    peer: Peer,
-    outbox: Arc<Outbox>,
-    /// The room that it joined, and who it is.
-    joined: Option<(String, Option<User>)>,
-}
-
 /// A question that is under way.
 enum Asked {
-    Hello { cid: Cid, room: String, id: Option<String> },
+    /// Who says this hello?
+    Hello { cid: Cid, room: String, id: Option<String>, token: u64 },
+    /// Who sent this message, before it is looked at?
+    Again { cid: Cid, text: String, token: u64 },
+    /// The answer of a task?
     Task { cid: Cid, task: String, id: Option<String> },
 }
 
-/// Every peer with what was asked for it.
+/// The questions of one loop.
 pub struct Dispatch {
     services: Services,
+    settings: Arc<Settings>,
     inbox: Arc<Inbox>,
-    peers: HashMap<Cid, Known>,
+    tokens: Tokens,
     asked: HashMap<u64, Asked>,
     next_cookie: u64,
+    /// Used again and again.
     payload: Vec<u8>,
+    reply: Vec<u8>,
 }
 
 impl Dispatch {
-    pub fn new(services: Services, inbox: Arc<Inbox>) -> Self {
-        let (peers, asked) = (HashMap::new(), HashMap::new());
+    pub fn new(services: Services, settings: Arc<Settings>, inbox: Arc<Inbox>, number: usize) -> Self {
         // Answers find their way by name: those to another generation's questions must not fit ours.
-        let next_cookie = RandomState::new().build_hasher().finish() & 0x7fff_ffff_0000_0000;
-        Self { services, inbox, peers, asked, next_cookie, payload: Vec::new() }
+        let next_cookie = first_cookie(number, RandomState::new().build_hasher().finish());
+        Self {
+            services,
+            settings,
+            inbox,
+            tokens: Tokens::default(),
+            asked: HashMap::new(),
+            next_cookie,
+            payload: Vec::new(),
+            reply: Vec::new(),
+        }
+    }
+
+    /// One message of a peer.
+    pub fn message(&mut self, link: &mut Link<'_, Peer>, text: &str) {
+        let message = match Message::read(text) {
+            Ok(message) => message,
+            Err(error) => return self.bad(link, &error, None, None),
+        };
+        let Peer::Open(open) = &mut *link.peer else { return };
+        match message.kind {
+            Err(ref error) => self.bad(link, error, None, message.id),
+            Ok(Kind::Hello { ref room }) => {
+                open.bad = 0;
+                let token = message.session_id.map_or(0, |token| self.tokens.hash(token));
+                let id = message.id.map(str::to_string);
+                let asked = Asked::Hello { cid: link.cid, room: room.clone(), id, token };
+                self.ask_session(link, &message, asked);
+            }
+            Ok(Kind::Task { ref name, data }) => {
+                if open.joined.is_none() {
+                    let error = Error::refused("say hello first: {\"room\": \"lobby\"}");
+                    return self.bad(link, &error, Some(name), message.id);
+                }
+                open.bad = 0;
+                if let Some(token) = message.session_id.map(|token| self.tokens.hash(token))
+                    && token != open.token
+                {
+                    let asked = Asked::Again { cid: link.cid, text: text.into(), token };
+                    return self.ask_session(link, &message, asked);
+                }
+                self.task(link, &message, name, data);
+            }
+        }
+    }
+
+    /// A message that makes no sense: said, counted, and after too many of them the end.
+    pub fn bad(&self, link: &mut Link<'_, Peer>, error: &Error, name: Option<&str>, id: Option<&str>) {
+        send_error(link.outbox, error, name, id);
+        let Peer::Open(open) = &mut *link.peer else { return };
+        open.bad += 1;
+        if open.bad > self.settings.bad_messages {
+            close(link, 1008, "too many messages that make no sense");
+        }
     }
 
     fn cookie(&mut self, asked: Asked) -> u64 {
@@ -99,168 +122,172 @@ impl Dispatch {
         cookie
     }
 
-    fn hello(&mut self, cid: Cid, text: &str, message: &Message<'_>) -> Result<Flow> {
-        let room = message.room_name()?;
-        let id = message.id.map(|id| id.get().to_string());
-        let Some(known) = self.peers.get(&cid) else { return Ok(Flow::Go) };
-        let peer = known.peer.clone();
-        let question = GetUser { peer, message: RawValue::from_string(text.into())? };
-        let question = serde_json::to_vec(&question)?;
-        let cookie = self.cookie(Asked::Hello { cid, room, id });
-        match self.services.session.begin(GET_USER, &question, cookie, LIMIT) {
-            Ok(Begun::Pending(_)) => Ok(Flow::Wait),
-            Ok(Begun::Answered(answer)) => {
-                self.answered(cookie, Ok(answer));
-                Ok(Flow::Go)
-            }
-            Err(error) => {
-                self.answered(cookie, Err(error));
-                Ok(Flow::Go)
-            }
+    /// Asks who sent a message; the peer's next one waits for the answer.
+    fn ask_session(&mut self, link: &mut Link<'_, Peer>, message: &Message<'_>, asked: Asked) {
+        let Peer::Open(open) = &*link.peer else { return };
+        if self.asked.len() >= UNDER_WAY {
+            return send_error(link.outbox, &too_many(), None, message.id);
+        }
+        let question = GetUserSession::encode(&open.facts, message.text.as_bytes());
+        let cookie = self.cookie(asked);
+        let (session, limit) = (&self.services.session, self.settings.session_timeout);
+        let mut reply = Vec::new();
+        match session.begin_into(GET_USER_SESSION, &question, cookie, limit, &mut reply) {
+            Ok(Some(_)) => link.pause(),
+            Ok(None) => self.answered(link, cookie, Ok(reply)),
+            Err(error) => self.answered(link, cookie, Err(error)),
         }
     }
 
-    fn task(&mut self, cid: Cid, message: &Message<'_>) -> Result<()> {
-        let task = message.task_name()?;
-        let joined = self.peers.get(&cid).and_then(|known| known.joined.as_ref());
-        let Some((room, user)) = joined else {
-            return Err(Error::refused("say hello first: {\"room\": \"lobby\"}"));
-        };
-        if self.asked.len() >= UNDER_WAY {
-            return Err(Error::busy(format!("{UNDER_WAY} requests are under way already; try again")));
+    fn task(&mut self, link: &mut Link<'_, Peer>, message: &Message<'_>, task: &str, data: (u32, u32)) {
+        let Peer::Open(open) = &mut *link.peer else { return };
+        let Some(joined) = &open.joined else { return };
+        if open.asked >= self.settings.requests || self.asked.len() >= UNDER_WAY {
+            return send_error(link.outbox, &too_many(), Some(task), message.id);
         }
-        let data = message.data.map_or("null", RawValue::get).as_bytes();
-        let user = user.as_ref().map(|user| (user.id.as_str(), user.username.as_str()));
-        let mut payload = std::mem::take(&mut self.payload);
-        payload.clear();
-        Request { cid, task: &task, kind: "", data, room, user, say: "" }.encode(&mut payload);
+        let user = joined.user.as_ref().map(|user| (user.id.as_str(), user.username.as_str()));
+        let room = &joined.room;
+        let request = Request { cid: link.cid, task, room, user, message: message.text.as_bytes(), data };
+        self.payload.clear();
+        request.encode(&mut self.payload);
+        self.reply.clear();
         let cookie = self.next_cookie;
         self.next_cookie += 1;
-        let begun = self.services.router.begin(ROUTE, &payload, cookie, LIMIT);
-        self.payload = payload;
-        let id = message.id.map(RawValue::get);
-        let Some(known) = self.peers.get(&cid) else { return Ok(()) };
-        match begun {
-            Ok(Begun::Answered(reply)) => send_answers(&known.outbox, &task, &reply, id),
-            Ok(Begun::Pending(_)) => {
+        let router = &self.services.router;
+        match router.begin_into(ROUTE, &self.payload, cookie, LONGEST, &mut self.reply) {
+            Ok(None) => send_answers(link.outbox, task, &self.reply, message.id),
+            Ok(Some(_)) => {
                 // The answer may be in the inbox already: it is looked at on this thread, later.
-                self.asked.insert(cookie, Asked::Task { cid, task, id: id.map(str::to_string) });
+                open.asked += 1;
+                let id = message.id.map(str::to_string);
+                self.asked.insert(cookie, Asked::Task { cid: link.cid, task: task.into(), id });
             }
-            Err(error) => send_error(&known.outbox, &error, Some(&task), id),
+            Err(error) => send_error(link.outbox, &error, Some(task), message.id),
         }
-        Ok(())
     }
 
-    /// An answer has come: to a hello or to a task.
-    fn answered(&mut self, cookie: u64, answer: Result<Vec<u8>>) -> Option<Cid> {
-        match self.asked.remove(&cookie)? {
-            Asked::Hello { cid, room, id } => {
-                if let Err(error) = self.join(cid, room, answer) {
-                    let known = self.peers.get(&cid)?;
-                    send_error(&known.outbox, &error, None, id.as_deref());
+    /// An answer has come: to a hello, to a token, or to a task.
+    fn answered(&mut self, link: &mut Link<'_, Peer>, cookie: u64, answer: Result<Vec<u8>>) {
+        let Some(asked) = self.asked.remove(&cookie) else { return };
+        if !matches!(asked, Asked::Task { .. }) {
+            link.resume();
+        }
+        let Peer::Open(open) = &mut *link.peer else { return };
+        match asked {
+            Asked::Hello { room, id, token, .. } => {
+                if let Err(error) = self.join(link, &room, answer, token) {
+                    send_error(link.outbox, &error, None, id.as_deref());
                 }
-                Some(cid)
             }
-            Asked::Task { cid, task, id } => {
-                let known = self.peers.get(&cid)?;
+            Asked::Again { text, token, .. } => {
+                let Ok(message) = Message::read(&text) else { return };
+                let Ok(Kind::Task { ref name, data }) = message.kind else { return };
+                let room = open.joined.as_ref().map(|joined| joined.room.to_string()).unwrap_or_default();
+                match self.join(link, &room, answer, token) {
+                    Ok(()) => self.task(link, &message, name, data),
+                    Err(error) => send_error(link.outbox, &error, Some(name), message.id),
+                }
+            }
+            Asked::Task { task, id, .. } => {
+                open.asked = open.asked.saturating_sub(1);
                 match answer {
-                    Ok(reply) => send_answers(&known.outbox, &task, &reply, id.as_deref()),
-                    Err(error) => send_error(&known.outbox, &error, Some(&task), id.as_deref()),
+                    Ok(reply) => send_answers(link.outbox, &task, &reply, id.as_deref()),
+                    Err(error) => send_error(link.outbox, &error, Some(&task), id.as_deref()),
                 }
-                None
             }
         }
     }
 
-    fn join(&mut self, cid: Cid, room: String, answer: Result<Vec<u8>>) -> Result<()> {
-        let user: Option<User> = serde_json::from_slice(&answer?)?;
-        if !self.peers.contains_key(&cid) {
-            return Ok(());
-        }
-        self.send_join(cid, &room, &user, false)?;
-        if let Some(known) = self.peers.get_mut(&cid) {
-            known.joined = Some((room, user));
+    /// A peer joins a room as who the session service says it is. A refusal leaves it where and who it
+    /// was.
+    fn join(&self, link: &mut Link<'_, Peer>, room: &str, answer: Result<Vec<u8>>, token: u64) -> Result<()> {
+        let identity: Option<Identity> = serde_json::from_slice(&answer?).map_err(|error| {
+            Error::internal(format!("{} answered with bad JSON: {error}", self.services.session.path()))
+        })?;
+        let Peer::Open(open) = &mut *link.peer else { return Ok(()) };
+        let user = identity.as_ref().map(|identity| &identity.user);
+        self.send_join(link.cid, room, user, false)?;
+        open.join(room, identity, token);
+        if open.expires.is_some() {
+            let look = self.look(open);
+            link.due_in(look);
         }
         Ok(())
     }
 
-    fn send_join(&self, cid: Cid, room: &str, user: &Option<User>, again: bool) -> Result<()> {
+    /// When a peer is to be looked at next.
+    pub fn look(&self, open: &Open) -> Duration {
+        let ping = if self.settings.ping.is_zero() { LONGEST } else { self.settings.ping };
+        open.remaining().map_or(ping, |remaining| remaining.min(ping))
+    }
+
+    fn send_join(&self, cid: Cid, room: &str, user: Option<&User>, again: bool) -> Result<()> {
         let edge = self.services.own.clone();
-        let join = Join { cid, edge, room: room.into(), user: user.clone(), again };
+        let join = Join { cid, edge, room: room.into(), user: user.cloned(), again };
         self.services.room.call_json(JOIN, &join)
     }
 
-    /// Tells a room service that began from nothing who is here.
-    fn announce(&self) {
-        for (cid, known) in &self.peers {
-            if let Some((room, user)) = &known.joined
-                && let Err(error) = self.send_join(*cid, room, user, true)
-            {
-                return tracing::warn!("the room service does not take its peers back: {error}");
-            }
-        }
-    }
-}
-
-impl Handler for Dispatch {
-    fn opened(&mut self, peer: Peer, outbox: &Arc<Outbox>) {
-        self.peers.insert(peer.cid, Known { peer, outbox: outbox.clone(), joined: None });
-    }
-
-    fn message(&mut self, cid: Cid, outbox: &Arc<Outbox>, text: &str) -> Flow {
-        let message = match Message::read(text) {
-            Ok(message) => message,
-            Err(error) => {
-                send_error(outbox, &error, None, None);
-                return Flow::Go;
-            }
-        };
-        let done = match message.task {
-            Some(_) => self.task(cid, &message).map(|()| Flow::Go),
-            None => self.hello(cid, text, &message),
-        };
-        done.unwrap_or_else(|error| {
-            let name = message.task_name().ok();
-            send_error(outbox, &error, name.as_deref(), message.id.map(RawValue::get));
-            Flow::Go
-        })
-    }
-
-    fn closed(&mut self, cid: Cid) {
-        let joined = self.peers.remove(&cid).and_then(|known| known.joined);
-        if joined.is_some()
+    /// A peer is gone.
+    pub fn closed(&self, cid: Cid, open: &Open) {
+        if open.joined.is_some()
             && let Err(error) = self.services.room.call_json::<()>(LEAVE, &Leave { cid })
         {
             tracing::warn!("the room service was not told that a peer left: {error}");
         }
     }
 
-    fn woken(&mut self) -> Vec<Cid> {
+    /// Takes what other threads have put into the inbox.
+    pub fn woken(&mut self, links: &mut Links<'_, Peer>) {
         if self.inbox.take_announce() {
-            self.announce();
+            self.announce(links);
         }
-        let answers = self.inbox.take();
-        answers.into_iter().filter_map(|(cookie, answer)| self.answered(cookie, answer)).collect()
+        for (cookie, answer) in self.inbox.take() {
+            let cid = match self.asked.get(&cookie) {
+                Some(Asked::Hello { cid, .. } | Asked::Again { cid, .. } | Asked::Task { cid, .. }) => *cid,
+                None => continue,
+            };
+            match links.get(cid) {
+                Some(mut link) => self.answered(&mut link, cookie, answer),
+                // It has gone meanwhile.
+                None => drop(self.asked.remove(&cookie)),
+            }
+        }
+    }
+
+    /// Tells a room service that began from nothing who is here.
+    fn announce(&self, links: &mut Links<'_, Peer>) {
+        let mut failed = None;
+        links.each(|link| {
+            if let Peer::Open(open) = &*link.peer
+                && let Some(joined) = &open.joined
+                && failed.is_none()
+            {
+                failed = self.send_join(link.cid, &joined.room, joined.user.as_ref(), true).err();
+            }
+        });
+        if let Some(error) = failed {
+            tracing::warn!("the room service does not take its peers back: {error}");
+        }
     }
 }
 
+fn too_many() -> Error {
+    Error::new(Code::Busy, "too many of your requests wait for their answers; wait for some of them")
+}
+
 /// Each answer becomes a frame. A request with an id is always answered.
-fn send_answers(outbox: &Outbox, task: &str, reply: &[u8], id: Option<&str>) {
+fn send_answers(outbox: &Arc<Outbox>, task: &str, reply: &[u8], id: Option<&str>) {
     let mut is_answered = false;
     for answer in answers(reply) {
         is_answered = true;
         match answer {
             Ok(data) => {
-                outbox.send_frame(Opcode::Text, &message::answer(task, data, id));
+                outbox.send(|buffer| message::write_answer(buffer, task, data, id));
             }
             Err(error) => send_error(outbox, &error, Some(task), id),
         }
     }
     if !is_answered && id.is_some() {
-        outbox.send_frame(Opcode::Text, &message::answer(task, b"null", id));
+        outbox.send(|buffer| message::write_answer(buffer, task, b"null", id));
     }
-}
-
-fn send_error(outbox: &Outbox, error: &Error, name: Option<&str>, id: Option<&str>) {
-    outbox.send_frame(Opcode::Text, &message::error(error, name, id));
 }

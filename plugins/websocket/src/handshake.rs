@@ -1,4 +1,4 @@
-//! The upgrade (RFC 6455, section 4), sans I/O: a request's head in, an answer out.
+//! The head of a request (RFC 6455, section 4), sans I/O: who may come in, and as what.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,6 +10,23 @@ pub const LONGEST: usize = 16 * 1024;
 const HEADERS: usize = 64;
 /// RFC 6455, section 1.3.
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// The answer to a head that is not complete in time.
+pub const TOO_LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+/// The answer to a connection beyond the limits.
+pub const TOO_MANY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: 5\r\nconnection: close\r\n\r\n";
+
+/// Where the sockets are, and for whom.
+#[derive(Clone, Debug)]
+pub struct Entrance {
+    /// The path of the WebSocket.
+    pub path: String,
+    /// The path of a bare echo; empty: there is none.
+    pub echo_path: String,
+    /// Origins beside the server's own: `https://example.org`.
+    pub origins: Vec<String>,
+}
 
 /// The head of an upgrade.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,34 +44,41 @@ pub enum Reading {
     /// The head is not complete yet.
     More,
     /// An upgrade: send `answer`.
-    Upgrade { head: Head, answer: Vec<u8> },
+    Upgrade { head: Head, answer: Vec<u8>, is_echo: bool },
+    /// A request that is no upgrade: for the HTTP server.
+    Other,
     /// Send `answer` and close.
     Refuse { answer: Vec<u8> },
 }
 
-/// Reads the head of a request for `path`.
-pub fn read(bytes: &[u8], path: &str) -> Reading {
+/// Reads the head of a request.
+pub fn read(bytes: &[u8], entrance: &Entrance) -> Reading {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     let length = match request.parse(bytes) {
-        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Complete(length)) if length <= LONGEST => length,
         Ok(httparse::Status::Partial) if bytes.len() < LONGEST => return Reading::More,
-        Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => {
             return refuse("431 Request Header Fields Too Large", "the head is too long");
         }
         Err(_) => return refuse("400 Bad Request", "this is no HTTP request"),
     };
-    let full_path = request.path.unwrap_or_default().to_string();
     let method = request.method.unwrap_or_default();
     let headers = request.headers.iter().map(|header| {
         (header.name.to_ascii_lowercase(), String::from_utf8_lossy(header.value).trim().to_string())
     });
-    let head = Head { path: full_path, headers: headers.collect(), length };
-    if head.path.split('?').next() != Some(path) {
-        return refuse("404 Not Found", &format!("nothing is here; the WebSocket is at {path}"));
+    let head =
+        Head { path: request.path.unwrap_or_default().to_string(), headers: headers.collect(), length };
+    let path = head.path.split('?').next().unwrap_or_default();
+    let is_echo = !entrance.echo_path.is_empty() && path == entrance.echo_path;
+    if path != entrance.path && !is_echo {
+        return match head.get("upgrade") {
+            Some(_) => refuse("404 Not Found", &format!("the WebSocket is at {}", entrance.path)),
+            None => Reading::Other,
+        };
     }
-    match accept(&head, method) {
-        Ok(key) => Reading::Upgrade { answer: switching(&key), head },
+    match accept(&head, method, &entrance.origins) {
+        Ok(key) => Reading::Upgrade { answer: switching(&key), head, is_echo },
         Err((status, reason)) => refuse(status, reason),
     }
 }
@@ -65,12 +89,14 @@ impl Head {
     }
 
     fn lists(&self, name: &str, word: &str) -> bool {
-        self.get(name).is_some_and(|value| value.split(',').any(|one| one.trim().eq_ignore_ascii_case(word)))
+        let values = self.headers.iter().filter(|(known, _)| known == name);
+        let mut words = values.flat_map(|(_, value)| value.split(','));
+        words.any(|one| one.trim().eq_ignore_ascii_case(word))
     }
 }
 
 /// Checks an upgrade; answers the key to accept it with.
-fn accept(head: &Head, method: &str) -> Result<String, (&'static str, &'static str)> {
+fn accept(head: &Head, method: &str, origins: &[String]) -> Result<String, (&'static str, &'static str)> {
     if method != "GET" {
         return Err(("405 Method Not Allowed", "an upgrade is a GET"));
     }
@@ -85,15 +111,35 @@ fn accept(head: &Head, method: &str) -> Result<String, (&'static str, &'static s
     else {
         return Err(("400 Bad Request", "Sec-WebSocket-Key is missing or malformed"));
     };
-    // A browser says where the page came from; natives do not, and are let in.
-    let origin = head.get("origin").and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
-    if head.get("origin").is_some() && origin != head.get("host") {
-        return Err(("403 Forbidden", "pages of another origin may not connect"));
+    // A browser says where the page came from; natives do not, and are let in. There is no TLS here: our
+    // own pages come by http.
+    if let Some(origin) = head.get("origin") {
+        let is_own = head.get("host").is_some_and(|host| same_origin(origin, &format!("http://{host}")));
+        if !is_own && !origins.iter().any(|known| same_origin(origin, known)) {
+            return Err(("403 Forbidden", "pages of this origin may not connect ([websocket] origins)"));
+        }
     }
     let mut hash = Sha1::new();
     hash.update(key);
     hash.update(GUID);
     Ok(STANDARD.encode(hash.finalize()))
+}
+
+/// Scheme, host and port are the same; a port that is the scheme's own may be left out.
+fn same_origin(one: &str, other: &str) -> bool {
+    fn parts(origin: &str) -> Option<(String, String, String)> {
+        let (scheme, rest) = origin.split_once("://")?;
+        let scheme = scheme.to_ascii_lowercase();
+        let (host, port) = match rest.rsplit_once(':') {
+            Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => {
+                (host, port)
+            }
+            _ => (rest, if scheme == "https" { "443" } else { "80" }),
+        };
+        let is_host = !host.is_empty() && !host.contains(['/', '@', '?', '#']);
+        is_host.then(|| (scheme, host.to_ascii_lowercase(), port.to_string()))
+    }
+    parts(one).is_some_and(|one| Some(one) == parts(other))
 }
 
 fn switching(key: &str) -> Vec<u8> {
@@ -117,42 +163,73 @@ fn refuse(status: &str, reason: &str) -> Reading {
 mod tests {
     use super::*;
 
+    fn entrance() -> Entrance {
+        Entrance {
+            path: "/ws".into(),
+            echo_path: "/echo".into(),
+            origins: vec!["https://chat.example".into()],
+        }
+    }
+
     fn request(change: impl Fn(&str) -> String) -> Reading {
         let text = "GET /ws HTTP/1.1\r\nHost: a:1\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n\
                     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-        read(change(text).as_bytes(), "/ws")
+        read(change(text).as_bytes(), &entrance())
     }
 
     fn status(reading: Reading) -> String {
         match reading {
             Reading::Refuse { answer } => String::from_utf8(answer[9..12].to_vec()).unwrap(),
-            other => panic!("{other:?}"),
+            Reading::Upgrade { is_echo, .. } => if is_echo { "echo" } else { "in" }.into(),
+            Reading::Other => "other".into(),
+            Reading::More => "more".into(),
         }
     }
 
     #[test]
     fn the_example_of_the_rfc_is_accepted() {
-        let Reading::Upgrade { head, answer } = request(str::to_string) else { panic!() };
+        let Reading::Upgrade { head, answer, is_echo: false } = request(str::to_string) else { panic!() };
         assert!(String::from_utf8(answer).unwrap().contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
         assert_eq!(head.path, "/ws");
     }
 
     #[test]
-    fn same_origin_and_natives_are_let_in() {
-        let with = |origin: &str| request(|text| text.replace("Host", &format!("Origin: {origin}\r\nHost")));
-        assert!(matches!(with("http://a:1"), Reading::Upgrade { .. }));
-        assert_eq!(status(with("http://evil:1")), "403");
-        assert_eq!(status(with("null")), "403");
+    fn own_pages_listed_origins_and_natives_are_let_in() {
+        let with =
+            |origin: &str| status(request(|text| text.replace("Host", &format!("Origin: {origin}\r\nHost"))));
+        assert_eq!((with("http://a:1"), with("HTTP://A:1")), ("in".into(), "in".into()));
+        for wrong in
+            ["http://evil:1", "https://a:1", "http://a", "http://a:10", "null", "http://a:1/x", "a:1", ""]
+        {
+            assert_eq!(with(wrong), "403", "{wrong}");
+        }
+        assert_eq!(
+            (with("https://chat.example"), with("https://chat.example:443")),
+            ("in".into(), "in".into())
+        );
+        assert_eq!(
+            (with("http://chat.example"), with("https://x.chat.example")),
+            ("403".into(), "403".into())
+        );
+        let default_port = request(|text| text.replace("Host: a:1", "Host: a\r\nOrigin: http://a:80"));
+        assert_eq!(status(default_port), "in");
     }
 
     #[test]
-    fn what_is_no_upgrade_is_refused() {
-        assert_eq!(status(request(|text| text.replace("/ws", "/"))), "404");
+    fn what_is_no_upgrade_is_refused_or_for_others() {
+        assert_eq!(status(request(|text| text.replace("/ws", "/echo?x=1"))), "echo");
+        assert_eq!(status(request(|text| text.replace("/ws", "/"))), "404", "an upgrade elsewhere");
+        assert_eq!(
+            status(request(|text| text.replace("/ws", "/").replace("Upgrade: websocket\r\n", ""))),
+            "other"
+        );
         assert_eq!(status(request(|text| text.replace("GET", "POST"))), "405");
         assert_eq!(status(request(|text| text.replace("websocket\r\n", "h2c\r\n"))), "426");
         assert_eq!(status(request(|text| text.replace("13\r\n", "8\r\n"))), "426");
         assert_eq!(status(request(|text| text.replace("dGhl", ""))), "400");
-        assert_eq!(status(read(b"no HTTP at all\r\n\r\n", "/ws")), "400");
+        assert_eq!(status(read(b"no HTTP at all\r\n\r\n", &entrance())), "400");
         assert_eq!(request(|text| text.trim_end().into()), Reading::More);
+        let long = format!("GET /ws HTTP/1.1\r\nX: {}", "x".repeat(LONGEST));
+        assert_eq!(status(read(long.as_bytes(), &entrance())), "431");
     }
 }

@@ -16,6 +16,7 @@ fn allowed(name: &str) -> &'static [&'static str] {
         "zephserver-plugin" => &["zeph-abi", "zeph-contract"],
         "zephserver" => &["zeph-abi", "zeph-cluster", "zeph-contract"],
         "zephserver-testkit" => &["zephserver", "zephserver-plugin", "zeph-contract"],
+        "zephserver-load" => &["zephserver-testkit"],
         "zephserver-tests" => &["zephserver", "zephserver-testkit", "zeph-contract"],
         _ => &["zephserver-plugin", "zeph-edge", "zeph-connection", "zeph-contract"],
     }

@@ -1,7 +1,7 @@
 //! The whole server from outside: real binaries, real libraries, real sockets.
 //!
 //! Reading order: how it begins and ends, how it is talked to, how services call each other, what
-//! happens when they fail, how they are replaced, and the whole ring with clients.
+//! happens when they fail, how they are replaced, the whole ring with clients, and with browsers.
 #![allow(missing_docs)]
 
 mod lifecycle;
@@ -20,6 +20,9 @@ mod reload;
 
 mod chat;
 mod drop_in;
+
+mod browser;
+mod chromium;
 
 mod embedded;
 mod house;

@@ -41,6 +41,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<u8, Error> {
     let settings = Settings::read(&arguments.settings)?;
+    raise_open_files();
     // Before anything else: a signal at any time is a stop in order.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| no_signals(arguments, source))?;
@@ -65,6 +66,18 @@ fn run(arguments: &Arguments) -> Result<u8, Error> {
     }
     // Threads of services that were left behind end with the process.
     Ok(ended.exit_code())
+}
+
+/// As many open files as may be: each connection is one. What the hard limit does not allow is refused
+/// and counted by the edges.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        warn!("zephserver-start: the limit of open files stays as it is: {error}");
+    }
 }
 
 fn no_signals(arguments: &Arguments, source: std::io::Error) -> Error {

@@ -1,0 +1,98 @@
+//! All connections of an edge, as every thread finds them: outboxes by cid.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::limits::{Counters, Figures};
+use crate::outbox::Outbox;
+
+/// Number of a connection: 16 bits of its edge, 28 bits that count up, 20 bits of its slot. Not used
+/// again before the slot was used 2^28 times.
+pub type Cid = u64;
+
+const SLOT_BITS: u32 = 20;
+const SERIAL_BITS: u32 = 28;
+
+/// Connections that the numbers have room for.
+pub(crate) const MOST: usize = 1 << SLOT_BITS;
+
+/// The slot that a cid names.
+pub(crate) fn slot(cid: Cid) -> usize {
+    (cid & ((1 << SLOT_BITS) - 1)) as usize
+}
+
+/// Outboxes by cid.
+pub struct Peers {
+    salt: u64,
+    slots: RwLock<Slots>,
+    pub(crate) counters: Counters,
+}
+
+#[derive(Default)]
+struct Slots {
+    outboxes: Vec<Option<(Cid, Arc<Outbox>)>>,
+    free: Vec<usize>,
+    serial: u64,
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        // Another edge, or another life of this one, gives other numbers.
+        let salt = RandomState::new().build_hasher().finish() << (SLOT_BITS + SERIAL_BITS);
+        Self { salt, slots: RwLock::default(), counters: Counters::default() }
+    }
+}
+
+impl Peers {
+    /// A number for a new connection. None: there are too many.
+    pub(crate) fn reserve(&self) -> Option<Cid> {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let slot = slots.free.pop().unwrap_or(slots.outboxes.len());
+        if slot >= MOST {
+            return None;
+        }
+        if slot == slots.outboxes.len() {
+            slots.outboxes.push(None);
+        }
+        slots.serial = (slots.serial + 1) & ((1 << SERIAL_BITS) - 1);
+        Some(self.salt | slots.serial << SLOT_BITS | slot as u64)
+    }
+
+    /// The connection of a number that was reserved.
+    pub(crate) fn fill(&self, cid: Cid, outbox: &Arc<Outbox>) {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        slots.outboxes[slot(cid)] = Some((cid, outbox.clone()));
+    }
+
+    /// A number that was reserved is free again.
+    pub(crate) fn remove(&self, cid: Cid) {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        slots.outboxes[slot(cid)] = None;
+        slots.free.push(slot(cid));
+    }
+
+    /// Sends a whole frame to some peers; answers how many took it.
+    pub fn send(&self, cids: impl Iterator<Item = Cid>, frame: &[u8]) -> u64 {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        cids.filter_map(|cid| slots.find(cid)).filter(|outbox| outbox.send_bytes(frame)).count() as u64
+    }
+
+    /// The outbox of a connection.
+    pub fn get(&self, cid: Cid) -> Option<Arc<Outbox>> {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).find(cid).cloned()
+    }
+
+    /// What happened here so far.
+    pub fn figures(&self) -> Figures {
+        self.counters.figures()
+    }
+}
+
+impl Slots {
+    fn find(&self, cid: Cid) -> Option<&Arc<Outbox>> {
+        match self.outboxes.get(slot(cid)) {
+            Some(Some((known, outbox))) if *known == cid => Some(outbox),
+            _ => None,
+        }
+    }
+}

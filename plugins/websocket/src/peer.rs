@@ -1,0 +1,96 @@
+//! One connection, from its first byte to its last: head, then frames.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use zeph_edge::{Link, Outbox};
+use zephserver_plugin::Error;
+use zephserver_plugin::contract::peer::Peer as Facts;
+use zephserver_plugin::contract::session::{Identity, User};
+
+use crate::codec::{self, Decoder, Violation};
+use crate::message;
+
+/// A head must be complete within this time.
+pub const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// The session has come to its end, or was refused.
+pub const SESSION_OVER: u16 = 4401;
+
+/// What an edge keeps of a connection.
+pub enum Peer {
+    /// The head of its request is not complete yet.
+    Head,
+    /// On the path of the bare echo.
+    Echo(Decoder),
+    /// Upgraded.
+    Open(Box<Open>),
+}
+
+/// A peer that has upgraded.
+pub struct Open {
+    pub decoder: Decoder,
+    /// The facts of its connection, as JSON.
+    pub facts: Box<[u8]>,
+    pub joined: Option<Joined>,
+    /// Hash of the token that its identity rests on; 0: none.
+    pub token: u64,
+    /// Seconds since 1970 at which its session ends.
+    pub expires: Option<u64>,
+    /// Messages in a row that made no sense.
+    pub bad: u32,
+    /// Requests that wait for their answers.
+    pub asked: u32,
+}
+
+/// Where a peer is, and who.
+pub struct Joined {
+    pub room: Box<str>,
+    pub user: Option<User>,
+}
+
+impl Open {
+    pub fn new(facts: &Facts) -> Self {
+        // Texts and numbers: always JSON.
+        let facts = serde_json::to_vec(facts).unwrap_or_default().into();
+        Self { decoder: Decoder::default(), facts, joined: None, token: 0, expires: None, bad: 0, asked: 0 }
+    }
+
+    /// It has joined as this.
+    pub fn join(&mut self, room: &str, identity: Option<Identity>, token: u64) {
+        self.token = token;
+        self.expires = identity.as_ref().and_then(|identity| identity.expires);
+        self.joined = Some(Joined { room: room.into(), user: identity.map(|identity| identity.user) });
+    }
+
+    /// The time until its session ends; None: it does not.
+    pub fn remaining(&self) -> Option<Duration> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.expires.map(|expires| Duration::from_secs(expires).saturating_sub(now))
+    }
+}
+
+/// Tells tokens apart without keeping them.
+#[derive(Clone, Default)]
+pub struct Tokens(RandomState);
+
+impl Tokens {
+    /// Never 0.
+    pub fn hash(&self, token: &str) -> u64 {
+        self.0.hash_one(token) | 1
+    }
+}
+
+pub fn send_error(outbox: &Arc<Outbox>, error: &Error, name: Option<&str>, id: Option<&str>) {
+    outbox.send(|buffer| message::write_error(buffer, error, name, id));
+}
+
+/// Sends a close frame and hears nothing more of the peer.
+pub fn close(link: &mut Link<'_, Peer>, code: u16, reason: &str) {
+    link.outbox.send_bytes(&codec::close_frame(code, reason));
+    link.finish();
+}
+
+pub fn violated(link: &mut Link<'_, Peer>, violation: Violation) {
+    close(link, violation.code, violation.reason);
+}
