@@ -465,7 +465,21 @@ impl Host {
         options: &CallOptions,
         reply: &mut Vec<u8>,
     ) -> Outcome {
-        let sink = Out::to(reply).sink();
+        self.call_into(from, handle, method, payload, options, &Out::to(reply))
+    }
+
+    /// The same, with the reply written where another call's reply is to go.
+    #[inline]
+    pub fn call_into(
+        &self,
+        from: ServiceId,
+        handle: u64,
+        method: &str,
+        payload: &[u8],
+        options: &CallOptions,
+        reply: &Out<'_>,
+    ) -> Outcome {
+        let sink = reply.sink();
         let (method, payload) = (Bytes::new(method.as_bytes()), Bytes::new(payload));
         current::with(|parent| {
             self.table.call()(self.server, from.0, handle, parent, method, payload, options, sink)

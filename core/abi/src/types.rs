@@ -135,6 +135,18 @@ impl Outcome {
     pub const fn failed(status: i32) -> Self {
         Self { status, value: 0 }
     }
+
+    /// An error that came from another service and is passed on: a panic of its own has the value 0.
+    #[inline]
+    pub const fn passed_on(status: i32) -> Self {
+        Self { status, value: 1 }
+    }
+
+    /// True for a panic of the callee itself.
+    #[inline]
+    pub const fn is_own_panic(&self) -> bool {
+        self.status == status::PANICKED && self.value == 0
+    }
 }
 
 /// A failure as it crosses: a status and a text for a person.

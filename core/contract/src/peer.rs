@@ -75,9 +75,9 @@ impl<'a> Delivery<'a> {
         Ok(Self { frame, cids: reader.0 })
     }
 
-    /// For whom it is.
-    pub fn cids(&self) -> impl ExactSizeIterator<Item = Cid> + '_ {
-        self.cids.as_chunks::<8>().0.iter().map(|cid| Cid::from_le_bytes(*cid))
+    /// For whom it is: little-endian cids.
+    pub fn cids(&self) -> &'a [[u8; 8]] {
+        self.cids.as_chunks().0
     }
 }
 

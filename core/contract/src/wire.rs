@@ -7,18 +7,21 @@ pub struct Writer<'a>(pub &'a mut Vec<u8>);
 
 impl Writer<'_> {
     /// Eight bytes.
+    #[inline]
     pub fn u64(&mut self, number: u64) -> &mut Self {
         self.0.extend_from_slice(&number.to_le_bytes());
         self
     }
 
     /// Four bytes.
+    #[inline]
     pub fn u32(&mut self, number: u32) -> &mut Self {
         self.0.extend_from_slice(&number.to_le_bytes());
         self
     }
 
     /// Four bytes of length, then the bytes. Longer than 4 GiB is a bug of the caller: cut off.
+    #[inline]
     pub fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         self.u32(length);
@@ -32,6 +35,7 @@ impl Writer<'_> {
 pub struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
+    #[inline]
     fn take(&mut self, count: usize) -> Result<&'a [u8], Error> {
         let Some((taken, rest)) = self.0.split_at_checked(count) else {
             return Err(Error::invalid(format!("payload ends {} bytes too early", count - self.0.len())));

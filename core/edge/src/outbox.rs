@@ -13,33 +13,90 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mio::net::TcpStream;
 
-use crate::peers::Cid;
+use crate::peers::{Cid, Peers};
 use crate::readiness::Home;
 
 /// Bytes that are gathered for one write.
 const GATHERED: usize = 64 * 1024;
+/// A frame for fewer peers is sent to each of them at once.
+const FEW: usize = 8;
 /// Buffers that a thread keeps for the next turns, and how long they may be.
 const SPARE: usize = 32;
 const SPARE_SIZE: usize = 16 * 1024;
 
 thread_local! {
-    static GATHERS: Cell<bool> = const { Cell::new(false) };
-    static GATHERING: RefCell<Gathering> = const { RefCell::new(Gathering { outboxes: Vec::new(), spare: Vec::new() }) };
+    static GATHERS: Cell<Gathers> = const { Cell::new(Gathers::Nothing) };
+    static GATHERING: RefCell<Gathering> = const {
+        RefCell::new(Gathering { outboxes: Vec::new(), spare: Vec::new(), broadcast: None })
+    };
+}
+
+/// What a thread gathers at present.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gathers {
+    Nothing,
+    Frames,
+    /// And a broadcast that is in no outbox yet.
+    Broadcast,
 }
 
 struct Gathering {
     outboxes: Vec<Arc<Outbox>>,
     spare: Vec<Vec<u8>>,
+    broadcast: Option<Broadcast>,
+}
+
+/// Frames for the same peers.
+struct Broadcast {
+    peers: Arc<Peers>,
+    cids: Vec<[u8; 8]>,
+    frames: Vec<u8>,
+    reached: u64,
+}
+
+/// See [`Peers::send`].
+pub(crate) fn broadcast(peers: &Arc<Peers>, cids: &[[u8; 8]], frame: &[u8]) -> u64 {
+    if GATHERS.get() == Gathers::Nothing || cids.len() < FEW {
+        return peers.send_now(cids, frame);
+    }
+    let joined = GATHERING.with_borrow_mut(|gathering| {
+        let broadcast = gathering.broadcast.as_mut()?;
+        let is_same = Arc::ptr_eq(&broadcast.peers, peers) && broadcast.cids == cids;
+        if !is_same || broadcast.frames.len() + frame.len() > GATHERED {
+            return None;
+        }
+        broadcast.frames.extend_from_slice(frame);
+        Some(broadcast.reached)
+    });
+    if let Some(reached) = joined {
+        return reached;
+    }
+    flush_broadcast();
+    let reached = peers.count(cids);
+    let broadcast = Broadcast { peers: peers.clone(), cids: cids.into(), frames: frame.into(), reached };
+    GATHERING.with_borrow_mut(|gathering| gathering.broadcast = Some(broadcast));
+    GATHERS.set(Gathers::Broadcast);
+    reached
+}
+
+/// Puts a gathered broadcast into its outboxes.
+#[cold]
+fn flush_broadcast() {
+    if let Some(broadcast) = GATHERING.with_borrow_mut(|gathering| gathering.broadcast.take()) {
+        GATHERS.set(Gathers::Frames);
+        broadcast.peers.send_now(&broadcast.cids, &broadcast.frames);
+    }
 }
 
 /// What this thread sends is gathered until [`flush_gathered`].
 pub(crate) fn gather() {
-    GATHERS.set(true);
+    GATHERS.set(Gathers::Frames);
 }
 
 /// Writes what was gathered, one write for each connection.
 pub(crate) fn flush_gathered() {
-    GATHERS.set(false);
+    flush_broadcast();
+    GATHERS.set(Gathers::Nothing);
     let mut outboxes = GATHERING.with_borrow_mut(|gathering| std::mem::take(&mut gathering.outboxes));
     for outbox in outboxes.drain(..) {
         let mut state = outbox.state();
@@ -93,6 +150,7 @@ impl Outbox {
         self.socket.peer_addr()
     }
 
+    #[inline]
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -100,6 +158,14 @@ impl Outbox {
     /// Sends one whole frame, which `append` writes behind what it is given. False: the peer is too slow, or
     /// gone.
     pub fn send(self: &Arc<Self>, append: impl FnOnce(&mut Vec<u8>)) -> bool {
+        if GATHERS.get() == Gathers::Broadcast {
+            // What came first goes first.
+            flush_broadcast();
+        }
+        self.send_now(append)
+    }
+
+    pub(crate) fn send_now(self: &Arc<Self>, append: impl FnOnce(&mut Vec<u8>)) -> bool {
         let mut state = self.state();
         if state.end != End::Open {
             return false;
@@ -108,7 +174,7 @@ impl Outbox {
             append(&mut state.backlog);
             return self.check(&mut state);
         }
-        if !GATHERS.get() {
+        if GATHERS.get() == Gathers::Nothing {
             append(&mut state.backlog);
             self.flush_locked(&mut state);
             return true;
@@ -167,8 +233,13 @@ impl Outbox {
         }
     }
 
+    #[inline]
     pub(crate) fn is_blocked(&self) -> bool {
         self.is_blocked.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.state().end == End::Open
     }
 
     /// Bytes that wait because the peer does not read.

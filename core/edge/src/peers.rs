@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::limits::{Counters, Figures};
-use crate::outbox::Outbox;
+use crate::outbox::{self, Outbox};
 
 /// Number of a connection: 16 bits of its edge, 28 bits that count up, 20 bits of its slot. Not used
 /// again before the slot was used 2^28 times.
@@ -71,10 +71,24 @@ impl Peers {
         slots.free.push(slot(cid));
     }
 
-    /// Sends a whole frame to some peers; answers how many took it.
-    pub fn send(&self, cids: impl Iterator<Item = Cid>, frame: &[u8]) -> u64 {
+    /// Sends a whole frame to some peers, whose cids are given as little-endian bytes; answers how many
+    /// took it. In a loop's turn, frames for the same peers one after the other are put together first:
+    /// a peer that is too slow for a later one of them is counted for it still.
+    pub fn send(self: &Arc<Self>, cids: &[[u8; 8]], frame: &[u8]) -> u64 {
+        outbox::broadcast(self, cids, frame)
+    }
+
+    pub(crate) fn send_now(&self, cids: &[[u8; 8]], frame: &[u8]) -> u64 {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
-        cids.filter_map(|cid| slots.find(cid)).filter(|outbox| outbox.send_bytes(frame)).count() as u64
+        let outboxes = cids.iter().filter_map(|cid| slots.find(Cid::from_le_bytes(*cid)));
+        outboxes.filter(|outbox| outbox.send_now(|backlog| backlog.extend_from_slice(frame))).count() as u64
+    }
+
+    /// How many of them are here.
+    pub(crate) fn count(&self, cids: &[[u8; 8]]) -> u64 {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let outboxes = cids.iter().filter_map(|cid| slots.find(Cid::from_le_bytes(*cid)));
+        outboxes.filter(|outbox| outbox.is_open()).count() as u64
     }
 
     /// The outbox of a connection.

@@ -73,7 +73,11 @@ pub struct Living {
 impl Living {
     /// Runs one entry under the service's name, and turns its error into a failure.
     fn enter<T>(&self, f: impl FnOnce(&dyn AnyService) -> Result<T>) -> Result<T, Failure> {
-        log::within(self.host.id, || f(&*self.service)).map_err(to_failure)
+        log::within(self.host.id, || f(&*self.service)).map_err(|error| {
+            // A panic of somebody else, passed on, is an error like others.
+            let code = if error.code == Code::Panicked { Code::Internal } else { error.code };
+            to_failure(Error { code, ..error })
+        })
     }
 }
 
@@ -154,9 +158,11 @@ impl<P: Plugin> PluginSide for Adapter<P> {
                 Outcome::done(0)
             }
             Ok(Answer::Later(token)) => Outcome::pending(token),
+            // The text is there already.
+            Ok(Answer::Failed(status)) => Outcome::passed_on(status),
             Err(error) => {
                 reply.put(error.text.as_bytes());
-                Outcome::failed(error.code.number())
+                Outcome::passed_on(error.code.number())
             }
         }
     }

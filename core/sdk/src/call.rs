@@ -33,6 +33,7 @@ impl<'a> Call<'a> {
     }
 
     /// The payload as JSON; an empty payload reads as `null`.
+    #[inline]
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
         let payload = if self.payload.is_empty() { b"null" } else { self.payload };
         serde_json::from_slice(payload)
@@ -50,9 +51,19 @@ impl<'a> Call<'a> {
     }
 
     /// Answers at once with bytes, straight into the caller's buffer.
+    #[inline]
     pub fn reply(&self, bytes: &[u8]) -> Result<Reply> {
         self.out.put(bytes);
         Ok(Reply(Kind::Sent))
+    }
+
+    /// Passes the call on: another service's answer to the same payload is the answer.
+    #[inline]
+    pub fn forward(&self, service: &Handle, method: &str) -> Result<Reply> {
+        match service.call_out(method, self.payload, &self.out)? {
+            status::DONE => Ok(Reply(Kind::Sent)),
+            failed => Ok(Reply(Kind::Failed(failed))),
+        }
     }
 
     /// The answer comes later: give `Pending` to whoever will have it, and return the `Reply`.
@@ -74,6 +85,8 @@ pub(crate) enum Kind {
     Sent,
     Bytes(Vec<u8>),
     Later(u64),
+    /// With a text that was sent already.
+    Failed(i32),
 }
 
 impl Reply {

@@ -18,14 +18,19 @@ use crate::{Code, Error, Result, waiting};
 #[derive(Clone)]
 pub struct Host {
     pub(crate) id: ServiceId,
-    name: Arc<str>,
     abi: zeph_abi::Host,
+    own: Arc<Own>,
+}
+
+/// What is the same in every clone.
+struct Own {
+    name: Box<str>,
     stop: Stop,
 }
 
 impl Host {
     pub(crate) fn new(id: ServiceId, name: &str, abi: zeph_abi::Host, stop: Stop) -> Self {
-        Self { id, name: name.into(), abi, stop }
+        Self { id, abi, own: Arc::new(Own { name: name.into(), stop }) }
     }
 
     pub(crate) fn abi(&self) -> &zeph_abi::Host {
@@ -34,7 +39,7 @@ impl Host {
 
     /// This service's own path.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.own.name
     }
 
     /// A handle on the service of a path. It need not live yet; the handle survives its restarts and reloads.
@@ -67,7 +72,7 @@ impl Host {
 
     /// True once this service was told to stop.
     pub fn is_stopping(&self) -> bool {
-        self.stop.is_set() || self.abi.stopping(self.id)
+        self.own.stop.is_set() || self.abi.stopping(self.id)
     }
 
     /// Tells the services of this node; answers how many listened.
@@ -197,6 +202,17 @@ impl Handle {
         }
     }
 
+    /// The same, with the answer written where another call's answer is to go; answers the status.
+    #[inline]
+    pub(crate) fn call_out(&self, method: &str, payload: &[u8], reply: &zeph_abi::Out<'_>) -> Result<i32> {
+        let options = CallOptions { behalf: self.behalf, ..CallOptions::WAIT };
+        let number = match self.number.get() {
+            Some(number) => *number,
+            None => self.resolve()?,
+        };
+        Ok(self.host.abi.call_into(self.host.id, number, method, payload, &options, reply).status)
+    }
+
     /// Calls with JSON and reads JSON.
     pub fn call_json<T: DeserializeOwned>(&self, method: &str, payload: &impl Serialize) -> Result<T> {
         let reply = self.call(method, &serde_json::to_vec(payload)?)?;
@@ -230,6 +246,7 @@ impl Handle {
 
     /// The same, with an answer that comes at once appended to a buffer that is used again and again: then
     /// None, else the token of the call.
+    #[inline]
     pub fn begin_into(
         &self,
         method: &str,

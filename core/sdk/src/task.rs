@@ -3,24 +3,25 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use zeph_abi::{Access, RunMode, TaskDeclaration, monotonic};
-use zeph_contract::request::{self, LIST, RUN, Run, SAY};
+use smallvec::SmallVec;
+use zeph_abi::{Access, CallOptions, RunMode, ServiceId, TaskDeclaration, monotonic, status};
+use zeph_contract::request::{self, LIST, RUN, SAY};
 use zeph_contract::room::{Address, Push};
 use zeph_contract::session::User;
-use zeph_contract::wire::{Reader, Writer};
+use zeph_contract::wire::Reader;
 
 use crate::call::{Call, Reply};
-use crate::host::{Handle, Host};
+use crate::host::Host;
 use crate::service::Service;
 use crate::start::Start;
 use crate::stop::Stop;
-use crate::{Error, Result};
+use crate::{Code, Error, Result};
 
 /// The keeper of deadlines looks at least so often.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -56,11 +57,18 @@ pub struct Request(Arc<Inner>);
 
 struct Inner {
     /// The encoded request, which was read once without an error.
-    payload: Box<[u8]>,
+    payload: SmallVec<[u8; SMALL]>,
     user: Option<User>,
-    say: Handle,
-    answers: Mutex<Vec<u8>>,
+    /// The way to the router, which is who called: no handle, so that a task that never pushes need not
+    /// pay for one.
+    abi: zeph_abi::Host,
+    own: ServiceId,
+    router: u32,
+    answers: Mutex<SmallVec<[u8; SMALL]>>,
 }
+
+/// Requests and answers of so many bytes need no memory of their own.
+const SMALL: usize = 160;
 
 impl Request {
     /// The peer that asks.
@@ -70,12 +78,12 @@ impl Request {
 
     /// The task's name, as clients know it.
     pub fn task(&self) -> &str {
-        self.0.asked().task
+        text(self.0.asked().task)
     }
 
     /// The room that the peer is in, whatever the message says.
     pub fn room(&self) -> &str {
-        self.0.asked().room
+        text(self.0.asked().room)
     }
 
     /// Who asks; None: anonymous.
@@ -84,6 +92,7 @@ impl Request {
     }
 
     /// The data as the peer sent it: JSON.
+    #[inline]
     pub fn raw_data(&self) -> &[u8] {
         self.0.asked().data()
     }
@@ -110,9 +119,11 @@ impl Request {
     }
 
     /// Answers with JSON that is encoded already.
+    #[inline]
     pub fn answer_raw(&self, data: &[u8]) {
         let mut answers = self.0.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        Writer(&mut answers).bytes(data);
+        answers.extend_from_slice(&(data.len() as u32).to_le_bytes());
+        answers.extend_from_slice(data);
     }
 
     /// Pushes to an address, under this task's name; answers how many local peers it reached.
@@ -120,12 +131,22 @@ impl Request {
         let data = serde_json::to_vec(data)?;
         let mut payload = Vec::with_capacity(data.len() + 64);
         Push { address, task: self.task(), data: &data }.encode(&mut payload);
-        let reached = self.0.say.call(SAY, &payload)?;
-        Reader(&reached).u64()
+        let (router, mut reached) = (u64::from(self.0.router), Vec::new());
+        let outcome = self.0.abi.call(self.0.own, router, SAY, &payload, &CallOptions::WAIT, &mut reached);
+        match outcome.status {
+            status::DONE => Reader(&reached).u64(),
+            failed => Err(Error::new(Code::from_number(failed), String::from_utf8_lossy(&reached))),
+        }
     }
 }
 
+/// Texts of a request come from an edge, which has read them as UTF-8.
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or_default()
+}
+
 impl Inner {
+    #[inline]
     fn asked(&self) -> request::Request<'_> {
         request::Request::decode(&self.payload).expect("it was read before")
     }
@@ -169,8 +190,6 @@ pub fn task<T: Task>(name: &str) -> TaskKind {
 pub(crate) struct Tasks {
     host: Host,
     kinds: Vec<TaskKind>,
-    /// The ways to push, by the path of their service.
-    says: RwLock<Vec<Handle>>,
     running: Mutex<HashMap<u64, Running>>,
     /// A task began, or the service stops.
     changed: Condvar,
@@ -189,50 +208,38 @@ impl Tasks {
         Self {
             host: start.host(),
             kinds,
-            says: RwLock::default(),
             running: Mutex::default(),
             changed: Condvar::new(),
             next: AtomicU64::new(0),
         }
     }
 
-    fn run(&self, call: Call<'_>) -> Result<Reply> {
-        let run = Run::decode(call.payload())?;
-        let Some(kind) = self.kinds.iter().find(|kind| kind.declaration.name == run.kind) else {
-            return Err(Error::not_found(format!("this plugin has no task `{}`", run.kind)));
+    fn run(&self, call: &Call<'_>, kind: &str) -> Result<Reply> {
+        let Some(kind) = self.kinds.iter().find(|known| known.declaration.name == kind) else {
+            return Err(Error::not_found(format!("this plugin has no task `{kind}`")));
         };
-        let inner = Arc::new(self.request(&run)?);
-        (kind.allow)(inner.user.as_ref())?;
+        let asked = request::Request::decode(call.payload())?;
+        let user =
+            asked.user.map(|(id, username)| User { id: text(id).into(), username: text(username).into() });
+        (kind.allow)(user.as_ref())?;
+        let inner = Arc::new(Inner {
+            payload: SmallVec::from_slice(call.payload()),
+            user,
+            abi: *self.host.abi(),
+            own: self.host.id,
+            router: ServiceId(call.context().caller).slot().unwrap_or_default(),
+            answers: Mutex::default(),
+        });
         let request = Request(inner.clone());
         match kind.declaration.run {
             RunMode::Inline => (kind.run)(request)?,
             RunMode::Pooled | RunMode::Ordered => self.supervised(kind, request, call.context().deadline)?,
         }
-        let answers = inner.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        call.reply(&answers)
-    }
-
-    fn request(&self, run: &Run<'_>) -> Result<Inner> {
-        let asked = request::Request::decode(run.request)?;
-        Ok(Inner {
-            user: asked.user.map(|(id, username)| User { id: id.into(), username: username.into() }),
-            payload: run.request.into(),
-            say: self.say(run.say),
-            answers: Mutex::default(),
-        })
-    }
-
-    fn say(&self, path: &str) -> Handle {
-        let known = |says: &[Handle]| says.iter().find(|say| say.path() == path).cloned();
-        if let Some(say) = known(&self.says.read().unwrap_or_else(PoisonError::into_inner)) {
-            return say;
+        match Arc::try_unwrap(inner) {
+            Ok(inner) => call.reply(&inner.answers.into_inner().unwrap_or_else(PoisonError::into_inner)),
+            // The task keeps its request beyond its end: what it answered so far counts.
+            Err(inner) => call.reply(&inner.answers.lock().unwrap_or_else(PoisonError::into_inner)),
         }
-        let say = self.host.service(path);
-        let mut says = self.says.write().unwrap_or_else(PoisonError::into_inner);
-        // There is one router, seldom two.
-        says.truncate(7);
-        says.push(say.clone());
-        say
     }
 
     /// Runs a task on the pool: it can be interrupted.
@@ -310,8 +317,10 @@ impl Service for Tasks {
     }
 
     fn call(&self, call: Call<'_>) -> Result<Reply> {
+        if let Some(kind) = call.method().strip_prefix(RUN) {
+            return self.run(&call, kind);
+        }
         match call.method() {
-            RUN => self.run(call),
             LIST => Reply::json(&self.kinds.iter().map(|kind| &kind.declaration).collect::<Vec<_>>()),
             _ => call.unknown_method(),
         }

@@ -148,10 +148,14 @@ impl Frame {
     #[inline]
     fn write_method(&self, method: &[u8]) {
         let length = method.len().min(NAME);
-        let mut name = [0; NAME];
-        name[..length].copy_from_slice(&method[..length]);
-        for (word, bytes) in self.method.iter().zip(name.as_chunks::<8>().0).take(length.div_ceil(8)) {
-            word.store(u64::from_ne_bytes(*bytes), Relaxed);
+        let (words, rest) = method[..length].as_chunks::<8>();
+        for (word, bytes) in self.method.iter().zip(words) {
+            word.store(u64::from_le_bytes(*bytes), Relaxed);
+        }
+        if let Some(word) = self.method.get(words.len()) {
+            // Byte by byte in a register: a copy that is read back in words would be waited for.
+            let bytes = rest.iter().rev().fold(0, |bytes, byte| bytes << 8 | u64::from(*byte));
+            word.store(bytes, Relaxed);
         }
         self.method_length.store(length, Relaxed);
     }
@@ -160,7 +164,7 @@ impl Frame {
         let sequence = self.sequence.load(Acquire);
         let mut name = [0; NAME];
         for (word, bytes) in self.method.iter().zip(name.as_chunks_mut::<8>().0) {
-            *bytes = word.load(Relaxed).to_ne_bytes();
+            *bytes = word.load(Relaxed).to_le_bytes();
         }
         let length = self.method_length.load(Relaxed).min(NAME);
         let (caller, callee) = (self.caller.load(Relaxed), self.callee.load(Relaxed) as u32);

@@ -4,13 +4,14 @@ mod ordered;
 mod table;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use ordered::{Ordered, Waiting};
-use table::{Declared, Route, Table};
+use table::{Deadlines, Declared, Route, Table};
 use zephserver_plugin::contract::event::{SERVICE_CHANGED, ServiceChanged};
-use zephserver_plugin::contract::request::{LIST, ROUTE, RUN, Request, Run, SAY, SAY_JSON};
+use zephserver_plugin::contract::request::{LIST, ROUTE, Request, SAY, SAY_JSON};
 use zephserver_plugin::contract::room::{Address, Letter, Push, SEND};
 use zephserver_plugin::contract::wire::Reader;
 use zephserver_plugin::{
@@ -21,7 +22,7 @@ use zephserver_plugin::{
 struct Router {
     host: Host,
     room: Handle,
-    table: RwLock<Table>,
+    table: ArcSwap<Table>,
     ordered: Mutex<Ordered>,
 }
 
@@ -41,17 +42,12 @@ impl Service for Router {
     fn new(start: Start) -> Result<Self> {
         let host = start.host();
         let tasks: BTreeMap<String, String> = start.setting("tasks")?;
-        let deadlines = BTreeMap::from_iter(
-            start
-                .setting::<BTreeMap<String, f64>>("deadlines")?
-                .into_iter()
-                .map(|(name, seconds)| Ok((name, duration(seconds)?)))
-                .collect::<Result<Vec<_>>>()?,
-        );
-        let deadline = duration(start.setting("deadline")?)?;
-        let table = Table::new(&tasks, deadline, deadlines, |path| host.service(path))?;
+        let special = start.setting::<BTreeMap<String, f64>>("deadlines")?.into_iter();
+        let special = special.map(|(name, seconds)| Ok((name, duration(seconds)?))).collect::<Result<_>>()?;
+        let deadlines = Deadlines { usual: duration(start.setting("deadline")?)?, special };
+        let table = Table::new(&tasks, deadlines, |path| host.service(path))?;
         let room = host.service(&start.setting::<String>("room")?);
-        Ok(Self { host, room, table: RwLock::new(table), ordered: Mutex::default() })
+        Ok(Self { host, room, table: ArcSwap::from_pointee(table), ordered: Mutex::default() })
     }
 
     fn init(&self) -> Result<()> {
@@ -107,19 +103,25 @@ impl Router {
 
     fn route(&self, call: Call<'_>) -> Result<Reply> {
         let asked = Request::decode(call.payload())?;
-        let route = self.find(asked.task)?;
+        // Every request passes here: the table is looked at without a lock.
+        let table = self.table.load();
+        let learned;
+        let route = match table.find(asked.task) {
+            Some(Ok(route)) => route,
+            _ => {
+                learned = self.learn(asked.task)?;
+                &learned
+            }
+        };
         if route.access == Access::Authenticated && asked.user.is_none() {
-            return Err(Error::refused(format!("task `{}` is for users only; log in first", asked.task)));
+            let task = String::from_utf8_lossy(asked.task);
+            return Err(Error::refused(format!("task `{task}` is for users only; log in first")));
         }
         match route.run {
-            RunMode::Inline => {
-                let mut answers = Vec::new();
-                route.service.call_into(RUN, &self.order(&route, call.payload()), &mut answers)?;
-                Reply::bytes(answers)
-            }
+            RunMode::Inline => call.forward(&route.service, &route.method),
             RunMode::Pooled => {
                 let (pending, reply) = call.defer()?;
-                self.begin(pending, &route, call.payload());
+                self.begin(pending, route, call.payload());
                 Ok(reply)
             }
             RunMode::Ordered => {
@@ -127,7 +129,7 @@ impl Router {
                 let waiting = Waiting { token: pending.token(), request: call.payload().to_vec() };
                 let entered = self.ordered().enter(asked.cid, waiting);
                 match entered {
-                    Ok(Some(waiting)) => self.begin(pending, &route, &waiting.request),
+                    Ok(Some(waiting)) => self.begin(pending, route, &waiting.request),
                     Ok(None) => drop(pending.hand_over()),
                     Err(error) => pending.fail(&error)?,
                 }
@@ -136,18 +138,11 @@ impl Router {
         }
     }
 
-    /// The payload that has a task run.
-    fn order(&self, route: &Route, request: &[u8]) -> Vec<u8> {
-        let mut payload = Vec::with_capacity(request.len() + 64);
-        Run { kind: &route.task, say: self.host.name(), request }.encode(&mut payload);
-        payload
-    }
-
     /// Begins a task on the pool; its answer comes as an event.
     fn begin(&self, pending: Pending, route: &Route, request: &[u8]) {
         let token = pending.token();
         let service = route.service.on_behalf_of(&pending);
-        match service.begin_on_pool(RUN, &self.order(route, request), token, route.deadline) {
+        match service.begin_on_pool(&route.method, request, token, route.deadline) {
             Ok(Begun::Pending(_)) => drop(pending.hand_over()),
             Ok(Begun::Answered(answer)) => self.answer(pending.hand_over(), Ok(&answer)),
             Err(error) => self.answer(pending.hand_over(), Err(error)),
@@ -183,26 +178,34 @@ impl Router {
         self.room.call(SEND, push)
     }
 
-    /// The route of a task; learns from its service how it runs, where that is not known yet.
-    fn find(&self, task: &str) -> Result<Arc<Route>> {
-        let read = || self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let unlearned = match read().find(task) {
-            Some(Ok(route)) => return Ok(route),
-            Some(Err(service)) => service,
-            None => return Err(Error::not_found(format!("no task is named `{task}` in TASKS_PATH"))),
+    /// The route of a task.
+    fn find(&self, task: &[u8]) -> Result<Arc<Route>> {
+        match self.table.load().find(task) {
+            Some(Ok(route)) => Ok(route.clone()),
+            _ => self.learn(task),
+        }
+    }
+
+    /// Learns from a task's service how it runs.
+    #[cold]
+    fn learn(&self, task: &[u8]) -> Result<Arc<Route>> {
+        let name = String::from_utf8_lossy(task);
+        let service = match self.table.load().find(task) {
+            Some(Ok(route)) => return Ok(route.clone()),
+            Some(Err(service)) => service.clone(),
+            None => return Err(Error::not_found(format!("no task is named `{name}` in TASKS_PATH"))),
         };
-        let tasks: Vec<Declared> = unlearned.call_json(LIST, &())?;
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        table.learn(unlearned.path(), &tasks);
-        match table.find(task) {
-            Some(Ok(route)) => Ok(route),
-            _ => Err(Error::not_found(format!("{} has no task for `{task}`", unlearned.path()))),
+        let tasks: Vec<Declared> = service.call_json(LIST, &())?;
+        self.table.rcu(|table| table.learn(service.path(), &tasks));
+        match self.table.load().find(task) {
+            Some(Ok(route)) => Ok(route.clone()),
+            _ => Err(Error::not_found(format!("{} has no task for `{name}`", service.path()))),
         }
     }
 
     /// A service began anew, perhaps with other tasks.
     fn forget(&self, service: &str) {
-        self.table.write().unwrap_or_else(PoisonError::into_inner).forget(service);
+        self.table.rcu(|table| table.forget(service));
     }
 }
 

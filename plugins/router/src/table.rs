@@ -1,10 +1,12 @@
-//! TASKS_PATH with what is known of each task. Pure but for the handles that it keeps.
+//! TASKS_PATH with what is known of each task. Pure but for the handles that it keeps; a change makes a
+//! new table.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use zephserver_plugin::contract::request::RUN;
 use zephserver_plugin::{Access, Error, Handle, Result, RunMode};
 
 /// Where a task is and how it runs.
@@ -12,8 +14,8 @@ use zephserver_plugin::{Access, Error, Handle, Result, RunMode};
 pub struct Route {
     /// The service that runs it.
     pub service: Handle,
-    /// Its name there.
-    pub task: Arc<str>,
+    /// The method that runs it.
+    pub method: Box<str>,
     pub run: RunMode,
     pub access: Access,
     /// How long it may run on the pool.
@@ -30,16 +32,26 @@ pub struct Declared {
     deadline: Option<f64>,
 }
 
-/// Every task by its short name.
-pub struct Table {
-    entries: HashMap<String, Entry>,
+/// How long tasks may run.
+#[derive(Clone)]
+pub struct Deadlines {
     /// Where a task does not say.
-    deadline: Duration,
-    /// Whatever the task says.
-    deadlines: BTreeMap<String, Duration>,
+    pub usual: Duration,
+    /// By short name, whatever the task says.
+    pub special: BTreeMap<String, Duration>,
 }
 
+/// Every task by its short name.
+#[derive(Clone)]
+pub struct Table {
+    entries: HashMap<Box<[u8]>, Entry, foldhash::fast::RandomState>,
+    deadlines: Deadlines,
+}
+
+#[derive(Clone)]
 struct Entry {
+    /// Its name in its library.
+    task: Arc<str>,
     route: Arc<Route>,
     learned: bool,
 }
@@ -48,11 +60,10 @@ impl Table {
     /// The table of TASKS_PATH: short name → `library/Task`.
     pub fn new(
         tasks: &BTreeMap<String, String>,
-        deadline: Duration,
-        deadlines: BTreeMap<String, Duration>,
+        deadlines: Deadlines,
         mut service: impl FnMut(&str) -> Handle,
     ) -> Result<Self> {
-        if let Some(name) = deadlines.keys().find(|name| !tasks.contains_key(*name)) {
+        if let Some(name) = deadlines.special.keys().find(|name| !tasks.contains_key(*name)) {
             return Err(Error::invalid(format!(
                 "[router] deadlines: no task is named `{name}` in TASKS_PATH"
             )));
@@ -63,39 +74,50 @@ impl Table {
                     "TASKS_PATH: `{name}` is \"{path}\"; it is written \"library/Task\""
                 )));
             };
-            let (run, access) = (RunMode::default(), Access::Authenticated);
-            let service = service(&format!("{library}/Tasks"));
-            let route = Route { service, task: task.into(), run, access, deadline };
-            Ok((name.clone(), Entry { route: route.into(), learned: false }))
+            let route = Route {
+                service: service(&format!("{library}/Tasks")),
+                method: format!("{RUN}{task}").into(),
+                run: RunMode::default(),
+                access: Access::Authenticated,
+                deadline: deadlines.usual,
+            };
+            let entry = Entry { task: task.into(), route: route.into(), learned: false };
+            Ok((name.as_bytes().into(), entry))
         };
         let entries = tasks.iter().map(entry).collect::<Result<_>>()?;
-        Ok(Self { entries, deadline, deadlines })
+        Ok(Self { entries, deadlines })
     }
 
     /// The route of a task. Err: its service has not said yet how it runs.
-    pub fn find(&self, name: &str) -> Option<Result<Arc<Route>, Handle>> {
+    pub fn find(&self, name: &[u8]) -> Option<Result<&Arc<Route>, &Handle>> {
         let entry = self.entries.get(name)?;
-        Some(if entry.learned { Ok(entry.route.clone()) } else { Err(entry.route.service.clone()) })
+        Some(if entry.learned { Ok(&entry.route) } else { Err(&entry.route.service) })
     }
 
-    /// Takes what a service says of its tasks.
-    pub fn learn(&mut self, service: &str, tasks: &[Declared]) {
-        let entries = self.entries.iter_mut();
+    /// With what a service says of its tasks.
+    pub fn learn(&self, service: &str, tasks: &[Declared]) -> Self {
+        let mut table = self.clone();
+        let entries = table.entries.iter_mut();
         for (name, entry) in entries.filter(|(_, entry)| entry.route.service.path() == service) {
-            if let Some(declared) = tasks.iter().find(|declared| *declared.name == *entry.route.task) {
+            if let Some(declared) = tasks.iter().find(|declared| *declared.name == *entry.task) {
                 let own = declared.deadline.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-                let deadline = self.deadlines.get(name).copied().or(own).unwrap_or(self.deadline);
+                let name = String::from_utf8_lossy(name);
+                let special = self.deadlines.special.get(&*name).copied();
+                let deadline = special.or(own).unwrap_or(self.deadlines.usual);
                 let (run, access) = (declared.run, declared.access);
                 entry.route = Arc::new(Route { run, access, deadline, ..(*entry.route).clone() });
                 entry.learned = true;
             }
         }
+        table
     }
 
-    /// What is known of a service's tasks may be wrong now.
-    pub fn forget(&mut self, service: &str) {
-        for entry in self.entries.values_mut().filter(|entry| entry.route.service.path() == service) {
+    /// Without what is known of a service's tasks: it may be wrong now.
+    pub fn forget(&self, service: &str) -> Self {
+        let mut table = self.clone();
+        for entry in table.entries.values_mut().filter(|entry| entry.route.service.path() == service) {
             entry.learned = false;
         }
+        table
     }
 }

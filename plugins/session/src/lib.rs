@@ -9,7 +9,7 @@ use zephserver_plugin::{Call, Declare, Error, Reply, Result, Service, Start, exp
 /// Where users come from.
 enum Session {
     Anonymous,
-    Token(Tokens),
+    Token(Box<Tokens>),
 }
 
 impl Service for Session {
@@ -25,7 +25,7 @@ impl Service for Session {
         let settings = token::settings(start.setting("token")?)?;
         match start.setting::<String>("backend")?.as_str() {
             "anonymous" => Ok(Self::Anonymous),
-            "token" => Ok(Self::Token(Tokens::new(settings)?)),
+            "token" => Ok(Self::Token(Box::new(Tokens::new(settings)?))),
             other => Err(Error::invalid(format!(
                 "[session] backend is \"{other}\"; it is \"anonymous\" or \"token\""
             ))),

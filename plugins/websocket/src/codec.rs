@@ -198,6 +198,7 @@ impl Kept {
 }
 
 /// Reads a frame's header. None: it is not whole.
+#[inline]
 fn header(bytes: &[u8], at: usize) -> Result<Option<Header>, Violation> {
     let Some(&[first, second]) = bytes.get(at..at + 2) else { return Ok(None) };
     let (is_last, opcode) = (first & 0x80 != 0, first & 0x0f);
@@ -295,6 +296,7 @@ fn write(buffer: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
 /// The longest header of a server's frame.
 const HEADER: usize = 10;
 
+#[inline]
 fn write_header(buffer: &mut Vec<u8>, opcode: u8, length: usize) {
     buffer.reserve(length + HEADER);
     buffer.push(0x80 | opcode);

@@ -40,7 +40,7 @@ enum Asked {
     /// Who sent this message, before it is looked at?
     Again { cid: Cid, text: String, token: u64 },
     /// The answer of a task?
-    Task { cid: Cid, task: String, id: Option<String> },
+    Task { cid: Cid, task: String, json: String, id: Option<String> },
 }
 
 /// The questions of one loop.
@@ -88,7 +88,7 @@ impl Dispatch {
                 let asked = Asked::Hello { cid: link.cid, room: room.clone(), id, token };
                 self.ask_session(link, &message, asked);
             }
-            Ok(Kind::Task { ref name, data }) => {
+            Ok(Kind::Task { ref name, ref json, data }) => {
                 if open.joined.is_none() {
                     let error = Error::refused("say hello first: {\"room\": \"lobby\"}");
                     return self.bad(link, &error, Some(name), message.id);
@@ -100,7 +100,7 @@ impl Dispatch {
                     let asked = Asked::Again { cid: link.cid, text: text.into(), token };
                     return self.ask_session(link, &message, asked);
                 }
-                self.task(link, &message, name, data);
+                self.task(link, &message, (name, json), data);
             }
         }
     }
@@ -139,15 +139,21 @@ impl Dispatch {
         }
     }
 
-    fn task(&mut self, link: &mut Link<'_, Peer>, message: &Message<'_>, task: &str, data: (u32, u32)) {
+    fn task(
+        &mut self,
+        link: &mut Link<'_, Peer>,
+        message: &Message<'_>,
+        (task, json): (&str, &str),
+        data: (u32, u32),
+    ) {
         let Peer::Open(open) = &mut *link.peer else { return };
         let Some(joined) = &open.joined else { return };
         if open.asked >= self.settings.requests || self.asked.len() >= UNDER_WAY {
             return send_error(link.outbox, &too_many(), Some(task), message.id);
         }
-        let user = joined.user.as_ref().map(|user| (user.id.as_str(), user.username.as_str()));
-        let room = &joined.room;
-        let request = Request { cid: link.cid, task, room, user, message: message.text.as_bytes(), data };
+        let user = joined.user.as_ref().map(|user| (user.id.as_bytes(), user.username.as_bytes()));
+        let (name, room, text) = (task.as_bytes(), joined.room.as_bytes(), message.text.as_bytes());
+        let request = Request { cid: link.cid, task: name, room, user, message: text, data };
         self.payload.clear();
         request.encode(&mut self.payload);
         self.reply.clear();
@@ -155,12 +161,13 @@ impl Dispatch {
         self.next_cookie += 1;
         let router = &self.services.router;
         match router.begin_into(ROUTE, &self.payload, cookie, LONGEST, &mut self.reply) {
-            Ok(None) => send_answers(link.outbox, task, &self.reply, message.id),
+            Ok(None) => send_answers(link.outbox, json, &self.reply, message.id),
             Ok(Some(_)) => {
                 // The answer may be in the inbox already: it is looked at on this thread, later.
                 open.asked += 1;
                 let id = message.id.map(str::to_string);
-                self.asked.insert(cookie, Asked::Task { cid: link.cid, task: task.into(), id });
+                self.asked
+                    .insert(cookie, Asked::Task { cid: link.cid, task: task.into(), json: json.into(), id });
             }
             Err(error) => send_error(link.outbox, &error, Some(task), message.id),
         }
@@ -181,17 +188,17 @@ impl Dispatch {
             }
             Asked::Again { text, token, .. } => {
                 let Ok(message) = Message::read(&text) else { return };
-                let Ok(Kind::Task { ref name, data }) = message.kind else { return };
+                let Ok(Kind::Task { ref name, ref json, data }) = message.kind else { return };
                 let room = open.joined.as_ref().map(|joined| joined.room.to_string()).unwrap_or_default();
                 match self.join(link, &room, answer, token) {
-                    Ok(()) => self.task(link, &message, name, data),
+                    Ok(()) => self.task(link, &message, (name, json), data),
                     Err(error) => send_error(link.outbox, &error, Some(name), message.id),
                 }
             }
-            Asked::Task { task, id, .. } => {
+            Asked::Task { task, json, id, .. } => {
                 open.asked = open.asked.saturating_sub(1);
                 match answer {
-                    Ok(reply) => send_answers(link.outbox, &task, &reply, id.as_deref()),
+                    Ok(reply) => send_answers(link.outbox, &json, &reply, id.as_deref()),
                     Err(error) => send_error(link.outbox, &error, Some(&task), id.as_deref()),
                 }
             }
@@ -275,7 +282,7 @@ fn too_many() -> Error {
     Error::new(Code::Busy, "too many of your requests wait for their answers; wait for some of them")
 }
 
-/// Each answer becomes a frame. A request with an id is always answered.
+/// Each answer becomes a frame; the task's name is JSON. A request with an id is always answered.
 fn send_answers(outbox: &Arc<Outbox>, task: &str, reply: &[u8], id: Option<&str>) {
     let mut is_answered = false;
     for answer in answers(reply) {
@@ -284,7 +291,7 @@ fn send_answers(outbox: &Arc<Outbox>, task: &str, reply: &[u8], id: Option<&str>
             Ok(data) => {
                 outbox.send(|buffer| message::write_answer(buffer, task, data, id));
             }
-            Err(error) => send_error(outbox, &error, Some(task), id),
+            Err(error) => send_error(outbox, &error, None, id),
         }
     }
     if !is_answered && id.is_some() {

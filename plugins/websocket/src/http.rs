@@ -90,8 +90,16 @@ fn routes(host: Host, with_page: bool) -> impl Filter<Extract = (impl Reply,), E
     let page = warp::path::end().map(|| text("text/html; charset=utf-8", PAGE.into()));
     let library = warp::path!("zephclient.js").map(|| text("text/javascript; charset=utf-8", LIBRARY.into()));
     let types = warp::path!("zephclient.d.ts").map(|| text("text/plain; charset=utf-8", TYPES.into()));
+    // There is no picture; without an answer browsers complain in their logs.
+    let picture = warp::path!("favicon.ico").map(|| {
+        let mut response = text("image/x-icon", String::new());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response
+    });
     let services = warp::path!("services").and_then(move || services(host.clone()));
-    let shown = shown.untuple_one().and(page.or(library).unify().or(types).unify().or(services).unify());
+    let shown = shown
+        .untuple_one()
+        .and(page.or(library).unify().or(types).unify().or(picture).unify().or(services).unify());
     warp::get().or(warp::head()).unify().and(health.or(shown).unify()).recover(unknown)
 }
 

@@ -1,5 +1,5 @@
 //! WebSocket clients: bytes to frames and back. Each file answers one question: [`handshake`] who may
-//! come in, [`codec`] what is a frame, [`message`] what is in it, [`peer`] what is kept of a connection,
+//! come in, [`codec`] what is a frame, [`message`] what is in it ([`scan`] reads its JSON), [`peer`] what is kept of a connection,
 //! [`sockets`] what its bytes mean, [`dispatch`] what a message means, [`http`] what else is served here.
 
 mod settings;
@@ -7,6 +7,7 @@ mod settings;
 mod codec;
 mod handshake;
 mod message;
+mod scan;
 
 mod dispatch;
 mod http;

@@ -1,63 +1,12 @@
 //! The whole ring, with a client that we did not write.
 
 use std::net::TcpStream;
-use std::time::Instant;
 
-use serde_json::{Value, json};
-use tungstenite::stream::MaybeTlsStream;
-use tungstenite::{Message, WebSocket};
-use zephserver_testkit::{Build, TestServer, deadline};
+use serde_json::json;
+use tungstenite::Message;
+use zephserver_testkit::{Build, TestServer};
 
-const RING: [&str; 5] =
-    ["session/Session", "room/Room", "tasks/Tasks", "router/Router", "websocket/WebSocket"];
-const SETTINGS: &str =
-    "PORT_ZEPH = 0\n[TASKS_PATH]\nTaskEcho = \"tasks/TaskEcho\"\n\"chat.say\" = \"tasks/ChatSay\"";
-
-struct Client(WebSocket<MaybeTlsStream<TcpStream>>);
-
-impl Client {
-    fn connect(server: &TestServer) -> Self {
-        let url = format!("ws://127.0.0.1:{}/ws", server.port("websocket/WebSocket"));
-        let (socket, _) = tungstenite::connect(url).unwrap();
-        if let MaybeTlsStream::Plain(stream) = socket.get_ref() {
-            stream.set_read_timeout(Some(deadline())).unwrap();
-        }
-        Self(socket)
-    }
-
-    fn join(server: &TestServer, room: &str) -> Self {
-        let mut client = Self::connect(server);
-        client.send(json!({"room": room}));
-        assert_eq!(client.read()["msgtype"], "user_list");
-        client
-    }
-
-    fn send(&mut self, message: Value) {
-        self.0.send(Message::text(message.to_string())).unwrap();
-    }
-
-    fn read_text(&mut self) -> String {
-        let end = Instant::now() + deadline();
-        while Instant::now() < end {
-            match self.0.read().unwrap() {
-                Message::Text(text) => return text.to_string(),
-                Message::Ping(_) | Message::Pong(_) => {}
-                other => panic!("{other:?}"),
-            }
-        }
-        panic!("no message came");
-    }
-
-    fn read(&mut self) -> Value {
-        serde_json::from_str(&self.read_text()).unwrap()
-    }
-}
-
-/// How many peers are in a room.
-fn in_room(server: &TestServer, room: &str) -> u64 {
-    let push = json!({"room": room, "task": "test", "data": null});
-    server.call("room", "send_to_room/1", &push.to_string()).unwrap().as_u64().unwrap()
-}
+use crate::client::{Client, EDGE, RING, SETTINGS, in_room};
 
 fn ring() -> TestServer {
     TestServer::with(&RING).settings(SETTINGS).start()
@@ -98,13 +47,13 @@ fn what_cannot_be_done_is_said() {
         (&error["code"], &error["name"], &error["id"]),
         (&json!("not_found"), &json!("nope"), &json!(3))
     );
-    client.0.send(Message::text("{")).unwrap();
+    client.socket.send(Message::text("{")).unwrap();
     assert_eq!(client.read()["code"], "invalid");
-    client.0.send(Message::Ping(vec![1].into())).unwrap();
+    client.socket.send(Message::Ping(vec![1].into())).unwrap();
     client.send(json!({"task": "TaskEcho"}));
     assert_eq!(client.read_text(), r#"{"task":"TaskEcho","data":null}"#);
-    client.0.close(None).unwrap();
-    assert!(matches!(client.0.read(), Ok(Message::Close(_))));
+    client.socket.close(None).unwrap();
+    assert!(matches!(client.socket.read(), Ok(Message::Close(_))));
 }
 
 #[test]
@@ -132,7 +81,7 @@ fn a_peer_that_says_hello_and_goes_at_once_leaves_no_ghost() {
     bytes.extend_from_slice(&[0x81, 0x80 | hello.len() as u8, 0, 0, 0, 0]);
     bytes.extend_from_slice(hello);
     for _ in 0..20 {
-        let mut stream = TcpStream::connect(("127.0.0.1", server.port("websocket/WebSocket"))).unwrap();
+        let mut stream = TcpStream::connect(("127.0.0.1", server.port(EDGE))).unwrap();
         std::io::Write::write_all(&mut stream, &bytes).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
     }
@@ -146,8 +95,8 @@ fn a_disabled_edge_refuses_connections_and_comes_back() {
     let server = ring();
     let mut client = Client::join(&server, "lobby");
     server.ask("disable websocket").unwrap();
-    assert!(matches!(client.0.read(), Ok(Message::Close(Some(frame))) if u16::from(frame.code) == 1012));
-    assert!(TcpStream::connect(("127.0.0.1", server.port("websocket/WebSocket"))).is_err());
+    assert_eq!(client.closed_with(), (1012, "the service restarts".into()));
+    assert!(TcpStream::connect(("127.0.0.1", server.port(EDGE))).is_err());
     server.ask("start websocket").unwrap();
     let log = server.log();
     let line = log.lines().rfind(|line| line.contains("websocket/WebSocket: listens on")).unwrap();

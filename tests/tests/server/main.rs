@@ -19,10 +19,16 @@ mod bad_builds;
 mod reload;
 
 mod chat;
+mod client;
 mod drop_in;
+mod hostile;
+mod protocol;
+mod ring;
 
 mod browser;
 mod chromium;
+
+mod django;
 
 mod embedded;
 mod house;

@@ -17,6 +17,7 @@ fn a_panic_in_a_call_stays_there() {
     assert_eq!((&service["restarts"], &service["failures"]), (&json!(1), &json!(1)));
     assert!(service["last_failure"].as_str().unwrap().contains("call panic/1"), "{service}");
     assert_eq!(server.service("hello")["restarts"], 0);
+    assert_eq!(server.service("relay")["restarts"], 0, "it only passed the error on");
 }
 
 #[test]

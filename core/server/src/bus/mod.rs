@@ -149,7 +149,8 @@ impl Bus {
             if options.behalf != 0 {
                 context.behalf = options.behalf;
             }
-            if options.within != 0 {
+            // A caller that does not wait here needs no clock for it.
+            if options.within != 0 && options.mode != CallMode::Later as u32 {
                 context.deadline = zeph_abi::monotonic().saturating_add(options.within);
             }
             if let Some(cancel) = cancel {
@@ -163,7 +164,7 @@ impl Bus {
                 drop(entry);
                 self.attend(request, slot, outcome.value, reply)
             }
-            status::PANICKED => {
+            status::PANICKED if outcome.is_own_panic() => {
                 self.crashed(slot, &entry, method);
                 outcome
             }
