@@ -115,8 +115,8 @@ pub struct Letter {
     /// A room.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub room: Option<String>,
-    /// User ids.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// User ids: texts, or numbers.
+    #[serde(default, deserialize_with = "ids", skip_serializing_if = "Option::is_none")]
     pub users: Option<Vec<String>>,
     /// Everybody, whatever the value.
     #[serde(default, deserialize_with = "is_there", skip_serializing_if = "std::ops::Not::not")]
@@ -124,6 +124,22 @@ pub struct Letter {
     /// One peer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cid: Option<Cid>,
+}
+
+/// User ids as people write them: many systems number their users.
+pub fn ids<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Id {
+        Text(String),
+        Number(i64),
+    }
+    let ids: Option<Vec<Id>> = Option::deserialize(value)?;
+    let text = |id| match id {
+        Id::Text(id) => id,
+        Id::Number(id) => id.to_string(),
+    };
+    Ok(ids.map(|ids| ids.into_iter().map(text).collect()))
 }
 
 fn is_there<'de, D: serde::Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
@@ -156,6 +172,7 @@ mod tests {
         };
         assert_eq!(address(r#","cid":1,"all":null,"users":["u"],"room":"r""#), r#"Ok(Room("r"))"#);
         assert_eq!(address(r#","cid":1,"all":null,"users":["u"]"#), r#"Ok(Users(["u"]))"#);
+        assert_eq!(address(r#","users":[7,"a"]"#), r#"Ok(Users(["7", "a"]))"#);
         assert_eq!(address(r#","cid":1,"all":null"#), "Ok(All)", "its presence is enough");
         assert_eq!(address(r#","cid":1"#), "Ok(Cid(1))");
         assert!(address("").starts_with("Err"));

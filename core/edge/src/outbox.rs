@@ -120,6 +120,8 @@ pub struct Outbox {
 struct State {
     backlog: Vec<u8>,
     sent: usize,
+    /// A frame that goes out before the others.
+    urgent: Box<[u8]>,
     is_gathered: bool,
     end: End,
 }
@@ -134,7 +136,13 @@ enum End {
 
 impl Outbox {
     pub(crate) fn new(socket: TcpStream, cid: Cid, home: Arc<Home>) -> Self {
-        let state = State { backlog: Vec::new(), sent: 0, is_gathered: false, end: End::Open };
+        let state = State {
+            backlog: Vec::new(),
+            sent: 0,
+            urgent: Box::default(),
+            is_gathered: false,
+            end: End::Open,
+        };
         Self { socket, home, cid, is_blocked: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
@@ -202,13 +210,13 @@ impl Outbox {
         self.send(|backlog| backlog.extend_from_slice(frame))
     }
 
-    /// Sends one whole frame before everything that waits.
+    /// Sends one whole frame before everything that waits, in place of another that does.
     pub fn send_urgent(self: &Arc<Self>, frame: &[u8]) -> bool {
         let mut state = self.state();
         if state.end == End::Open && self.is_blocked() {
-            let place = self.boundary(&state);
-            state.backlog.splice(place..place, frame.iter().copied());
-            return self.check(&mut state);
+            // Of several that wait the last one counts: an answer to an old ping says nothing new.
+            state.urgent = frame.into();
+            return true;
         }
         drop(state);
         self.send_bytes(frame)
@@ -280,6 +288,10 @@ impl Outbox {
     }
 
     fn flush_locked(&self, state: &mut State) {
+        if !state.urgent.is_empty() {
+            let place = self.boundary(state);
+            state.backlog.splice(place..place, std::mem::take(&mut state.urgent));
+        }
         while state.sent < state.backlog.len() {
             match (&self.socket).write(&state.backlog[state.sent..]) {
                 Ok(count) if count > 0 => state.sent += count,

@@ -100,6 +100,12 @@ impl<'a, P> Link<'a, P> {
         *self.next = Next::Detach;
     }
 
+    /// Calls [`Protocol::due`] after this time, if it is not to be called sooner.
+    pub fn due_within(&mut self, time: Duration) {
+        let at = self.now + time;
+        *self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
     /// Calls [`Protocol::due`] after this time; takes the place of what was asked for before.
     pub fn due_in(&mut self, time: Duration) {
         *self.due = Some(self.now + time);

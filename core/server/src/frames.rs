@@ -4,7 +4,9 @@
 //! thread writes what it enters into a record of its own: a few plain stores, no clock. The watch
 //! ([`crate::watch`]) reads all records now and then; what it finds unchanged after a second is slow.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 use std::sync::{Mutex, PoisonError};
 
 /// Calls nested deeper than this are made, but not shown.
@@ -14,6 +16,8 @@ const NAME: usize = 40;
 
 /// The record of one thread.
 pub struct Thread {
+    /// Nobody waits for the outermost call: its answer is an event, at its deadline at the latest.
+    is_detached: AtomicBool,
     depth: AtomicUsize,
     sequence: AtomicU64,
     chains: AtomicU64,
@@ -58,6 +62,7 @@ impl Lease {
         }
         let number = threads.0.len() as u64;
         let thread: &'static Thread = Box::leak(Box::new(Thread {
+            is_detached: AtomicBool::new(false),
             depth: AtomicUsize::new(0),
             sequence: AtomicU64::new(1),
             // Chains are numbered by thread, so that no two threads share a counter.
@@ -111,6 +116,14 @@ pub fn with<R>(f: impl FnOnce(&'static Thread) -> R) -> R {
 }
 
 impl Thread {
+    /// Runs `f`, whose outermost call nobody waits for.
+    pub fn detached<R>(&self, f: impl FnOnce() -> R) -> R {
+        self.is_detached.store(true, Relaxed);
+        let result = f();
+        self.is_detached.store(false, Relaxed);
+        result
+    }
+
     /// The number of a new chain of calls.
     #[inline]
     pub fn new_chain(&self) -> u64 {
@@ -178,13 +191,14 @@ impl Frame {
     }
 }
 
-/// Every call that some thread is in now, for one server.
+/// Every call that some thread is in now and somebody waits for, for one server.
 pub fn all(server: u64) -> Vec<Seen> {
     let threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner).0.clone();
     let mut seen = Vec::new();
     for (number, thread) in threads.iter().enumerate() {
         let depth = thread.depth.load(Acquire).min(DEPTH);
-        seen.extend((0..depth).filter_map(|at| thread.frames[at].read(server, (number, at))));
+        let first = usize::from(thread.is_detached.load(Relaxed));
+        seen.extend((first..depth).filter_map(|at| thread.frames[at].read(server, (number, at))));
     }
     seen
 }
@@ -204,6 +218,7 @@ mod tests {
         assert_eq!(seen[1].method.len(), NAME);
         drop(inner);
         assert_eq!(all(server).len(), 1);
+        assert!(with(|thread| thread.detached(|| all(server))).is_empty(), "nobody waits for it");
         drop(outer);
         assert!(all(server).is_empty());
     }

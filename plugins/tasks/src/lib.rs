@@ -1,8 +1,8 @@
 //! Tasks for chats. Each is a few lines: copy one to write your own.
 
 use serde::{Deserialize, Serialize};
-use zephserver_plugin::contract::room::Address;
-use zephserver_plugin::{Access, Request, Result, RunMode, Task, export};
+use zephserver_plugin::contract::room::{Address, ids};
+use zephserver_plugin::{Access, Error, Request, Result, RunMode, Task, export};
 
 /// Answers its data.
 struct TaskEcho(Request);
@@ -63,7 +63,8 @@ struct ChatWhisper(Request);
 
 #[derive(Deserialize)]
 struct Whisper {
-    to: Vec<String>,
+    #[serde(default, deserialize_with = "ids")]
+    to: Option<Vec<String>>,
     text: String,
 }
 
@@ -76,6 +77,7 @@ impl Task for ChatWhisper {
     fn main(&self) -> Result<()> {
         let Whisper { to, text } = self.0.data()?;
         let from = self.0.user().map(|user| user.username.as_str());
+        let to = to.ok_or_else(|| Error::invalid("`to` is a list of user ids"))?;
         let to = to.iter().map(String::as_str).collect();
         self.0.push(Address::Users(to), &Said { from, text: &text })?;
         Ok(())

@@ -19,7 +19,7 @@ use crate::peer::{Open, Peer, Tokens, close, send_error};
 use crate::settings::Settings;
 
 /// An answer that does not come in this time never comes: routers and tasks have shorter deadlines.
-const LONGEST: Duration = Duration::from_secs(3600);
+pub const LONGEST: Duration = Duration::from_secs(3600);
 /// Questions of one loop under way at most.
 const UNDER_WAY: usize = 65_536;
 
@@ -74,13 +74,10 @@ impl Dispatch {
 
     /// One message of a peer.
     pub fn message(&mut self, link: &mut Link<'_, Peer>, text: &str) {
-        let message = match Message::read(text) {
-            Ok(message) => message,
-            Err(error) => return self.bad(link, &error, None, None),
-        };
+        let message = Message::read(text);
         let Peer::Open(open) = &mut *link.peer else { return };
         match message.kind {
-            Err(ref error) => self.bad(link, error, None, message.id),
+            Err(ref error) => self.bad(link, error, message.name.as_deref(), message.id),
             Ok(Kind::Hello { ref room }) => {
                 open.bad = 0;
                 let token = message.session_id.map_or(0, |token| self.tokens.hash(token));
@@ -126,7 +123,11 @@ impl Dispatch {
     fn ask_session(&mut self, link: &mut Link<'_, Peer>, message: &Message<'_>, asked: Asked) {
         let Peer::Open(open) = &*link.peer else { return };
         if self.asked.len() >= UNDER_WAY {
-            return send_error(link.outbox, &too_many(), None, message.id);
+            let name = match &message.kind {
+                Ok(Kind::Task { name, .. }) => Some(&**name),
+                _ => None,
+            };
+            return send_error(link.outbox, &too_many(), name, message.id);
         }
         let question = GetUserSession::encode(&open.facts, message.text.as_bytes());
         let cookie = self.cookie(asked);
@@ -187,7 +188,7 @@ impl Dispatch {
                 }
             }
             Asked::Again { text, token, .. } => {
-                let Ok(message) = Message::read(&text) else { return };
+                let message = Message::read(&text);
                 let Ok(Kind::Task { ref name, ref json, data }) = message.kind else { return };
                 let room = open.joined.as_ref().map(|joined| joined.room.to_string()).unwrap_or_default();
                 match self.join(link, &room, answer, token) {
@@ -215,17 +216,11 @@ impl Dispatch {
         let user = identity.as_ref().map(|identity| &identity.user);
         self.send_join(link.cid, room, user, false)?;
         open.join(room, identity, token);
-        if open.expires.is_some() {
-            let look = self.look(open);
-            link.due_in(look);
+        if let Some(remaining) = open.remaining() {
+            // It is looked at then, and says when to look again.
+            link.due_within(remaining);
         }
         Ok(())
-    }
-
-    /// When a peer is to be looked at next.
-    pub fn look(&self, open: &Open) -> Duration {
-        let ping = if self.settings.ping.is_zero() { LONGEST } else { self.settings.ping };
-        open.remaining().map_or(ping, |remaining| remaining.min(ping))
     }
 
     fn send_join(&self, cid: Cid, room: &str, user: Option<&User>, again: bool) -> Result<()> {

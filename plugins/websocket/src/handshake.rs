@@ -63,13 +63,13 @@ pub fn read(bytes: &[u8], entrance: &Entrance) -> Reading {
         }
         Err(_) => return refuse("400 Bad Request", "this is no HTTP request"),
     };
-    let method = request.method.unwrap_or_default();
+    let (method, version) = (request.method.unwrap_or_default(), request.version);
     let headers = request.headers.iter().map(|header| {
         (header.name.to_ascii_lowercase(), String::from_utf8_lossy(header.value).trim().to_string())
     });
     let head =
         Head { path: request.path.unwrap_or_default().to_string(), headers: headers.collect(), length };
-    let path = head.path.split('?').next().unwrap_or_default();
+    let path = path(&head.path);
     let is_echo = !entrance.echo_path.is_empty() && path == entrance.echo_path;
     if path != entrance.path && !is_echo {
         return match head.get("upgrade") {
@@ -77,13 +77,29 @@ pub fn read(bytes: &[u8], entrance: &Entrance) -> Reading {
             None => Reading::Other,
         };
     }
+    if version != Some(1) {
+        return refuse("400 Bad Request", "an upgrade is HTTP/1.1");
+    }
     match accept(&head, method, &entrance.origins) {
         Ok(key) => Reading::Upgrade { answer: switching(&key), head, is_echo },
         Err((status, reason)) => refuse(status, reason),
     }
 }
 
+/// The path of a request's target, which may be a whole address (RFC 9112, section 3.2.2).
+fn path(target: &str) -> &str {
+    let target = match target.split_once("://") {
+        Some((scheme, rest)) if !scheme.contains('/') => rest.find('/').map_or("/", |at| &rest[at..]),
+        _ => target,
+    };
+    target.split('?').next().unwrap_or_default()
+}
+
 impl Head {
+    fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.headers.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
     fn get(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
@@ -113,7 +129,10 @@ fn accept(head: &Head, method: &str, origins: &[String]) -> Result<String, (&'st
     };
     // A browser says where the page came from; natives do not, and are let in. There is no TLS here: our
     // own pages come by http.
-    if let Some(origin) = head.get("origin") {
+    if head.all("host").count() != 1 {
+        return Err(("400 Bad Request", "a request has one Host header"));
+    }
+    for origin in head.all("origin") {
         let is_own = head.get("host").is_some_and(|host| same_origin(origin, &format!("http://{host}")));
         if !is_own && !origins.iter().any(|known| same_origin(origin, known)) {
             return Err(("403 Forbidden", "pages of this origin may not connect ([websocket] origins)"));
@@ -211,6 +230,8 @@ mod tests {
             (with("http://chat.example"), with("https://x.chat.example")),
             ("403".into(), "403".into())
         );
+        let two = request(|text| text.replace("Host", "Origin: http://a:1\r\nOrigin: http://evil\r\nHost"));
+        assert_eq!(status(two), "403", "each of them counts");
         let default_port = request(|text| text.replace("Host: a:1", "Host: a\r\nOrigin: http://a:80"));
         assert_eq!(status(default_port), "in");
     }
@@ -227,6 +248,9 @@ mod tests {
         assert_eq!(status(request(|text| text.replace("websocket\r\n", "h2c\r\n"))), "426");
         assert_eq!(status(request(|text| text.replace("13\r\n", "8\r\n"))), "426");
         assert_eq!(status(request(|text| text.replace("dGhl", ""))), "400");
+        assert_eq!(status(request(|text| text.replace("/ws", "http://a:1/ws"))), "in");
+        assert_eq!(status(request(|text| text.replace("HTTP/1.1", "HTTP/1.0"))), "400");
+        assert_eq!(status(request(|text| text.replace("Host: a:1\r\n", ""))), "400");
         assert_eq!(status(read(b"no HTTP at all\r\n\r\n", &entrance())), "400");
         assert_eq!(request(|text| text.trim_end().into()), Reading::More);
         let long = format!("GET /ws HTTP/1.1\r\nX: {}", "x".repeat(LONGEST));

@@ -13,6 +13,8 @@ pub struct Message<'a> {
     pub text: &'a str,
     /// What it is; an error names what is wrong with it.
     pub kind: Result<Kind<'a>, Error>,
+    /// The task's name, where something else is wrong.
+    pub name: Option<Cow<'a, str>>,
     /// Its number, a string or a number as JSON.
     pub id: Option<&'a str>,
     /// A token, as JSON.
@@ -46,9 +48,9 @@ struct Parts<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// Reads a message. What is wrong with a part of it is in its `kind`, beside the other parts. Of a key
+    /// Reads a message. What is wrong with it is in its `kind`, beside the parts that are there. Of a key
     /// that comes twice the last one counts, as everywhere.
-    pub fn read(text: &'a str) -> Result<Self, Error> {
+    pub fn read(text: &'a str) -> Self {
         let mut parts = Parts::default();
         let slice = |(start, end): (usize, usize)| text.get(start..end).unwrap_or_default();
         let present = |value: &'a str| (value != "null").then_some(value);
@@ -60,15 +62,18 @@ impl<'a> Message<'a> {
             b"session_id" => parts.session_id = present(slice(value)),
             _ => {}
         };
-        scan::object(text, |member| match member.is_escaped {
+        let scanned = scan::object(text, |member| match member.is_escaped {
             false => take(member.key, member.value),
             true => take(&unescaped_key(member.key), member.value),
-        })
-        .map_err(|fault| Error::invalid(format!("byte {} of the message: {}", fault.at, fault.what)))?;
+        });
+        let fault = scanned.err().map(|fault| format!("byte {} of the message: {}", fault.at, fault.what));
         let is_id =
-            |id: &str| id.starts_with(|first: char| first == '"' || first == '-' || first.is_ascii_digit());
-        if parts.id.is_some_and(|id| !is_id(id)) {
-            return Err(Error::invalid("`id` is a string or a number"));
+            |id: &&str| id.starts_with(|first: char| first == '"' || first == '-' || first.is_ascii_digit());
+        let id = parts.id.filter(is_id);
+        let bad_id = (id != parts.id).then(|| "`id` is a string or a number".to_string());
+        if let Some(fault) = fault.or(bad_id) {
+            let name = parts.task.and_then(content);
+            return Self { text, kind: Err(Error::invalid(fault)), name, id, session_id: None };
         }
         let kind = match parts.task {
             Some(json) => content(json)
@@ -85,7 +90,7 @@ impl<'a> Message<'a> {
                 None => Err(Error::invalid("a hello names a room: {\"room\": \"lobby\"}")),
             },
         };
-        Ok(Self { text, kind, id: parts.id, session_id: parts.session_id })
+        Self { text, kind, name: None, id, session_id: parts.session_id }
     }
 }
 
@@ -166,7 +171,7 @@ mod tests {
     #[test]
     fn raw_parts_pass_unchanged() {
         let text = r#"{"task":"T", "data": {"b": 1e400, "a":[ ]}, "id": 18446744073709551617}"#;
-        let message = Message::read(text).unwrap();
+        let message = Message::read(text);
         let Ok(Kind::Task { json, data, .. }) = message.kind else { panic!() };
         let data = &text.as_bytes()[data.0 as usize..data.1 as usize];
         let expected = r#"{"task":"T","data":{"b": 1e400, "a":[ ]},"id":18446744073709551617}"#;
@@ -175,7 +180,7 @@ mod tests {
 
     #[test]
     fn names_are_texts_with_or_without_escapes() {
-        let name = |text: &str| match Message::read(text).unwrap().kind {
+        let name = |text: &str| match Message::read(text).kind {
             Ok(Kind::Task { name, .. }) => name.into_owned(),
             other => panic!("{other:?}"),
         };
@@ -187,15 +192,15 @@ mod tests {
     #[test]
     fn what_is_no_message_is_invalid() {
         for text in ["", "[]", "nul", "{", "\"x\"", r#"{"room":"a","id":true}"#, r#"{"task":"x","id":[1]}"#] {
-            assert_eq!(Message::read(text).unwrap_err().code, Code::Invalid, "{text}");
+            assert_eq!(Message::read(text).kind.unwrap_err().code, Code::Invalid, "{text}");
         }
-        let kind = |text: &'static str| Message::read(text).unwrap().kind;
+        let kind = |text: &'static str| Message::read(text).kind;
         for text in [r#"{"task":3}"#, r#"{"task":null,"room":"a"}"#, r#"{"room":""}"#, r#"{"room":7}"#, "{}"]
         {
             assert_eq!(kind(text).unwrap_err().code, Code::Invalid, "{text}");
         }
         assert!(matches!(kind(r#"{"room":"a","id":null}"#), Ok(Kind::Hello { .. })));
-        assert_eq!(Message::read(r#"{"task":3,"id":"x"}"#).unwrap().id, Some("\"x\""), "also beside a fault");
+        assert_eq!(Message::read(r#"{"task":3,"id":"x"}"#).id, Some("\"x\""), "also beside a fault");
     }
 
     #[test]

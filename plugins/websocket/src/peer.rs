@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use zeph_edge::{Link, Outbox};
 use zephserver_plugin::Error;
@@ -22,14 +22,23 @@ pub enum Peer {
     /// The head of its request is not complete yet.
     Head,
     /// On the path of the bare echo.
-    Echo(Decoder),
+    Echo(Box<Echo>),
     /// Upgraded.
     Open(Box<Open>),
+}
+
+/// A peer on the path of the bare echo.
+#[derive(Default)]
+pub struct Echo {
+    pub decoder: Decoder,
+    pub pinged: Option<Instant>,
 }
 
 /// A peer that has upgraded.
 pub struct Open {
     pub decoder: Decoder,
+    /// When it was sent a ping that nothing came after yet.
+    pub pinged: Option<Instant>,
     /// The facts of its connection, as JSON.
     pub facts: Box<[u8]>,
     pub joined: Option<Joined>,
@@ -53,7 +62,8 @@ impl Open {
     pub fn new(facts: &Facts) -> Self {
         // Texts and numbers: always JSON.
         let facts = serde_json::to_vec(facts).unwrap_or_default().into();
-        Self { decoder: Decoder::default(), facts, joined: None, token: 0, expires: None, bad: 0, asked: 0 }
+        let (decoder, pinged, joined, expires) = (Decoder::default(), None, None, None);
+        Self { decoder, pinged, facts, joined, token: 0, expires, bad: 0, asked: 0 }
     }
 
     /// It has joined as this.

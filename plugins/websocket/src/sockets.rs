@@ -8,8 +8,8 @@ use zeph_edge::{Cid, Link, Links, Protocol};
 use zephserver_plugin::Error;
 use zephserver_plugin::contract::peer::Peer as Facts;
 
-use crate::codec::{self, Decoder, Message};
-use crate::dispatch::Dispatch;
+use crate::codec::{self, Message};
+use crate::dispatch::{Dispatch, LONGEST};
 use crate::handshake::{self, Reading};
 use crate::http::Visitors;
 use crate::peer::{HEAD_DEADLINE, Open, Peer, SESSION_OVER, close, send_error, violated};
@@ -39,7 +39,7 @@ impl Protocol for Sockets {
         }
         let decoder = match link.peer {
             Peer::Head => return at,
-            Peer::Echo(decoder) => decoder,
+            Peer::Echo(echo) => &mut echo.decoder,
             Peer::Open(open) => &mut open.decoder,
         };
         // Out of the peer for the time of the turn, so that messages may change the peer.
@@ -53,14 +53,13 @@ impl Protocol for Sockets {
         }
         match link.peer {
             Peer::Head => {}
-            Peer::Echo(place) => *place = decoder,
+            Peer::Echo(echo) => echo.decoder = decoder,
             Peer::Open(open) => open.decoder = decoder,
         }
         at
     }
 
     fn due(&mut self, link: &mut Link<'_, Peer>, silent: Duration) {
-        let ping = self.settings.ping;
         match link.peer {
             Peer::Head => {
                 link.outbox.send_bytes(handshake::TOO_LATE);
@@ -70,15 +69,7 @@ impl Protocol for Sockets {
                 send_error(link.outbox, &Error::refused("your session is over; log in again"), None, None);
                 close(link, SESSION_OVER, "the session is over");
             }
-            Peer::Open(_) | Peer::Echo(_) if !ping.is_zero() && silent >= ping * 2 => {
-                close(link, 1008, "no answer to a ping");
-            }
-            Peer::Open(_) | Peer::Echo(_) => {
-                if !ping.is_zero() && silent >= ping {
-                    link.outbox.send_urgent(codec::PING_FRAME);
-                }
-                self.look_again(link);
-            }
+            Peer::Open(_) | Peer::Echo(_) => self.look_after(link, silent),
         }
     }
 
@@ -128,22 +119,40 @@ impl Sockets {
                 let address = link.address().map_or_else(|_| String::new(), |at| at.to_string());
                 let facts = Facts { cid: link.cid, address, path: head.path, headers: head.headers };
                 *link.peer = match is_echo {
-                    true => Peer::Echo(Decoder::default()),
+                    true => Peer::Echo(Box::default()),
                     false => Peer::Open(Box::new(Open::new(&facts))),
                 };
-                self.look_again(link);
+                self.look_after(link, Duration::ZERO);
                 Some(head.length)
             }
         }
     }
 
-    fn look_again(&self, link: &mut Link<'_, Peer>) {
-        let look = match &*link.peer {
-            Peer::Open(open) => self.dispatch.look(open),
-            Peer::Head | Peer::Echo(_) if self.settings.ping.is_zero() => return,
-            Peer::Head | Peer::Echo(_) => self.settings.ping,
+    /// Pings a peer that is silent, closes one that does not answer, and says when to look again.
+    fn look_after(&self, link: &mut Link<'_, Peer>, silent: Duration) {
+        let (ping, now, is_read) = (self.settings.ping, link.now(), link.goes_on());
+        let (pinged, remaining) = match &mut *link.peer {
+            Peer::Head => return,
+            Peer::Echo(echo) => (&mut echo.pinged, None),
+            Peer::Open(open) => {
+                let remaining = open.remaining();
+                (&mut open.pinged, remaining)
+            }
         };
-        link.due_in(look);
+        let mut look = ping;
+        if ping.is_zero() {
+            look = LONGEST;
+        } else if silent < ping || !is_read {
+            // Nothing is heard of one that is not read at present.
+            *pinged = None;
+            look = ping.saturating_sub(silent).max(ping / 8);
+        } else if pinged.is_some_and(|at| silent >= now.saturating_duration_since(at)) {
+            return close(link, 1008, "no answer to a ping");
+        } else {
+            *pinged = Some(now);
+            link.outbox.send_urgent(codec::PING_FRAME);
+        }
+        link.due_in(remaining.map_or(look, |remaining| remaining.min(look)));
     }
 
     fn message(&mut self, link: &mut Link<'_, Peer>, message: Message<'_>) {

@@ -287,7 +287,7 @@ fn who_asks_and_does_not_read_waits_and_loses_nothing() {
 }
 
 #[test]
-fn a_flood_of_pings_stops_where_nobody_reads_the_pongs() {
+fn a_flood_of_pings_whose_pongs_nobody_reads_piles_up_nothing() {
     let server = stage("");
     beside(&server, || {
         let mut peer = Raw::join(&server, "hostile", None);
@@ -295,7 +295,6 @@ fn a_flood_of_pings_stops_where_nobody_reads_the_pongs() {
         let (count, length) = (300_000, ping(0).len());
         let mut bytes: Vec<u8> = (0..count).flat_map(ping).collect();
         let taken = stuff(&peer, &bytes);
-        assert!(taken < bytes.len(), "the server takes whatever comes, and keeps the pongs");
         // The ping that is half out, and a goodbye.
         let sent = taken.div_ceil(length);
         bytes.truncate(sent * length);

@@ -8,6 +8,7 @@ use zeph_abi::{CallMode, CallOptions, CallRequest, Context, Out, Outcome, Servic
 use zeph_contract::{Code, Error};
 
 use super::{Bus, ancestors, fail};
+use crate::frames;
 use crate::pending::{Answer, Caller, Waiter};
 
 /// What a call on the pool is inside of, for as long as the call lasts.
@@ -125,8 +126,8 @@ impl Bus {
     ) -> impl FnOnce() + Send + use<D> {
         let CallRequest { from, handle, parent, method, payload, options } = *request;
         let Job { limit, cancel, done } = job;
-        let within = limit.as_nanos().max(1) as u64;
-        let mut options = CallOptions { mode: CallMode::Wait as u32, within, ..*options };
+        let options_mode = options.mode();
+        let mut options = CallOptions { mode: CallMode::Wait as u32, ..*options };
         let inside = ancestors(self, parent, options.behalf);
         let chain = parent.map(|parent| parent.chain);
         // The chain goes on in another thread: an entry of its own carries what it is inside of, and
@@ -139,12 +140,21 @@ impl Bus {
             Carrier { bus: self.clone(), token }
         });
         let (bus, method, payload) = (self.clone(), method.to_vec(), payload.to_vec());
+        let deadline = Instant::now() + limit;
+        let is_later = options_mode == CallMode::PoolLater;
         move || {
+            // What it waited in the queue is gone from its time.
+            let left = deadline.saturating_duration_since(Instant::now()).as_nanos() as u64;
+            let options = CallOptions { within: left.max(1), ..options };
             let root = chain.map(|chain| Context::root(from, 0, chain));
             let (parent, options) = (root.as_ref(), &options);
             let request = CallRequest { from, handle, parent, method: &method, payload: &payload, options };
             let mut bytes = Vec::new();
-            let outcome = bus.direct(&request, Some(&cancel), &mut Out::to(&mut bytes));
+            let mut run = || bus.direct(&request, Some(&cancel), &mut Out::to(&mut bytes));
+            let outcome = match is_later {
+                true => frames::with(|thread| thread.detached(run)),
+                false => run(),
+            };
             drop(carrier);
             done((outcome.status, bytes));
         }

@@ -188,7 +188,8 @@ impl Manager {
         place.generation.store(loaded.generation, Ordering::Relaxed);
         place.gate.admit(seat);
         tracing::info!("{}: generation {} serves", place.name, loaded.generation);
-        self.tell_change(slot, Change::Reloaded);
+        // Without state it begins from nothing, and others may have to tell it again what it knew.
+        self.tell_change(slot, if inherits { Change::Reloaded } else { Change::Ready });
         if let Some(old) = old {
             self.drain(old);
         }
