@@ -24,6 +24,7 @@ mod drop_in;
 mod hostile;
 mod protocol;
 mod ring;
+mod sessions;
 
 mod browser;
 mod chromium;
