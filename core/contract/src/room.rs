@@ -15,9 +15,6 @@ pub const LEAVE: &str = "room.leave/1";
 /// Room method: [`Push`] → the number of local peers that it reached, as u64.
 pub const SEND: &str = "room.send/1";
 
-/// Room methods for JSON: [`Letter`] with that one address → the number of local peers reached, as JSON.
-pub const SEND_TO: [&str; 4] = ["send_to_room/1", "send_to_users/1", "send_to_all/1", "send_to_cid/1"];
-
 /// A peer comes into a room.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Join {

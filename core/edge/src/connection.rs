@@ -23,6 +23,8 @@ pub struct Connection<P> {
     /// What was read and is not done with. At rest it keeps no memory.
     pub unread: Vec<u8>,
     pub next: Next,
+    /// It has more to read, or to be handled, than one turn takes.
+    pub again: bool,
     pub due: Option<Instant>,
     /// Its earliest entry among the loop's timers.
     pub timer: Option<Instant>,

@@ -2,8 +2,8 @@
 //! socket would block, or where a loop gathers what its turns send. Bounded: a peer that does not read
 //! is too slow, and is closed with a last frame that says so.
 //!
-//! The backlog always begins with a whole frame, of which `sent` bytes may be out already: so a last or
-//! urgent frame can be put between two others, never into one.
+//! Where the socket blocks it is known in which frame that was: so a last or urgent frame can be put
+//! between two others, never into one.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind, Write};
@@ -20,6 +20,8 @@ use crate::readiness::Home;
 const GATHERED: usize = 64 * 1024;
 /// A frame for fewer peers is sent to each of them at once.
 const FEW: usize = 8;
+/// A peer that leaves so many bytes unread is not read either.
+const UNREAD: usize = 256 * 1024;
 /// Buffers that a thread keeps for the next turns, and how long they may be.
 const SPARE: usize = 32;
 const SPARE_SIZE: usize = 16 * 1024;
@@ -57,6 +59,8 @@ struct Broadcast {
 /// See [`Peers::send`].
 pub(crate) fn broadcast(peers: &Arc<Peers>, cids: &[[u8; 8]], frame: &[u8]) -> u64 {
     if GATHERS.get() == Gathers::Nothing || cids.len() < FEW {
+        // What came first goes first.
+        flush_broadcast();
         return peers.send_now(cids, frame);
     }
     let joined = GATHERING.with_borrow_mut(|gathering| {
@@ -80,8 +84,11 @@ pub(crate) fn broadcast(peers: &Arc<Peers>, cids: &[[u8; 8]], frame: &[u8]) -> u
 }
 
 /// Puts a gathered broadcast into its outboxes.
-#[cold]
+#[inline]
 fn flush_broadcast() {
+    if GATHERS.get() != Gathers::Broadcast {
+        return;
+    }
     if let Some(broadcast) = GATHERING.with_borrow_mut(|gathering| gathering.broadcast.take()) {
         GATHERS.set(Gathers::Frames);
         broadcast.peers.send_now(&broadcast.cids, &broadcast.frames);
@@ -114,12 +121,19 @@ pub struct Outbox {
     cid: Cid,
     /// The socket takes no more at present: the loop writes on when it does. Changed under the lock.
     is_blocked: AtomicBool,
+    /// Something went out since this was asked.
+    has_moved: AtomicBool,
     state: Mutex<State>,
 }
 
 struct State {
     backlog: Vec<u8>,
+    /// Bytes of the backlog that are out.
     sent: usize,
+    /// Where the frame begins that is half out, and where it ends. Known while the socket blocks.
+    frame: (usize, usize),
+    /// Bytes at the front that are no frame: the answer to an upgrade.
+    unframed: usize,
     /// A frame that goes out before the others.
     urgent: Box<[u8]>,
     is_gathered: bool,
@@ -139,11 +153,14 @@ impl Outbox {
         let state = State {
             backlog: Vec::new(),
             sent: 0,
+            frame: (0, 0),
+            unframed: 0,
             urgent: Box::default(),
             is_gathered: false,
             end: End::Open,
         };
-        Self { socket, home, cid, is_blocked: AtomicBool::new(false), state: Mutex::new(state) }
+        let (is_blocked, has_moved) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { socket, home, cid, is_blocked, has_moved, state: Mutex::new(state) }
     }
 
     pub(crate) fn socket(&self) -> &TcpStream {
@@ -166,10 +183,8 @@ impl Outbox {
     /// Sends one whole frame, which `append` writes behind what it is given. False: the peer is too slow, or
     /// gone.
     pub fn send(self: &Arc<Self>, append: impl FnOnce(&mut Vec<u8>)) -> bool {
-        if GATHERS.get() == Gathers::Broadcast {
-            // What came first goes first.
-            flush_broadcast();
-        }
+        // What came first goes first.
+        flush_broadcast();
         self.send_now(append)
     }
 
@@ -179,8 +194,9 @@ impl Outbox {
             return false;
         }
         if self.is_blocked() {
+            let before = state.backlog.len();
             append(&mut state.backlog);
-            return self.check(&mut state);
+            return self.check(&mut state, before);
         }
         if GATHERS.get() == Gathers::Nothing {
             append(&mut state.backlog);
@@ -208,6 +224,18 @@ impl Outbox {
     /// Sends one whole frame.
     pub fn send_bytes(self: &Arc<Self>, frame: &[u8]) -> bool {
         self.send(|backlog| backlog.extend_from_slice(frame))
+    }
+
+    /// Sends bytes that are no frame, before the first frame.
+    pub fn send_unframed(self: &Arc<Self>, bytes: &[u8]) -> bool {
+        self.send(|backlog| backlog.extend_from_slice(bytes)) && {
+            let mut state = self.state();
+            if state.backlog.len() > state.sent {
+                state.unframed = state.backlog.len();
+                state.frame = (0, state.unframed);
+            }
+            true
+        }
     }
 
     /// Sends one whole frame before everything that waits, in place of another that does.
@@ -250,10 +278,12 @@ impl Outbox {
         self.state().end == End::Open
     }
 
-    /// Bytes that wait because the peer does not read.
-    pub(crate) fn waiting(&self) -> usize {
-        let state = self.state();
-        if self.is_blocked() { state.backlog.len() - state.sent } else { 0 }
+    /// True for a peer that leaves much unread: it is not read either, so that its own requests wait.
+    pub(crate) fn is_held(&self) -> bool {
+        self.is_blocked() && {
+            let state = self.state();
+            state.backlog.len() - state.sent > UNREAD
+        }
     }
 
     pub(crate) fn shut(&self) {
@@ -261,24 +291,37 @@ impl Outbox {
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
-    /// The end of the frame that is half out.
-    fn boundary(&self, state: &State) -> usize {
-        let mut at = 0;
-        while at < state.sent {
-            match (self.home.framing.length)(&state.backlog[at..]) {
-                Some(length) => at += length,
-                None => return state.backlog.len(),
-            }
-        }
-        at.min(state.backlog.len())
+    /// True where bytes went out since this was asked the last time.
+    pub fn has_moved(&self) -> bool {
+        self.has_moved.swap(false, Ordering::Relaxed)
     }
 
-    /// False: too much waits. One frame alone never is too much.
-    fn check(&self, state: &mut State) -> bool {
-        if state.backlog.len() - state.sent <= self.home.limits.backlog {
+    /// The socket takes no more: finds the frame that is half out.
+    fn find_frame(&self, state: &mut State) {
+        if state.frame.1 == 0 {
+            state.frame.1 = state.unframed;
+        }
+        while state.frame.1 <= state.sent {
+            let start = state.frame.1;
+            let length = (self.home.framing.length)(&state.backlog[start..]).unwrap_or(usize::MAX);
+            state.frame = (start, start.saturating_add(length).min(state.backlog.len()));
+        }
+        // Forgets frames that are out whole.
+        let whole = state.frame.0;
+        if whole > GATHERED {
+            state.backlog.drain(..whole);
+            state.sent -= whole;
+            state.frame = (0, state.frame.1 - whole);
+            state.unframed = state.unframed.saturating_sub(whole);
+        }
+    }
+
+    /// False: too much waits behind the frame that is half out. One frame alone never is too much.
+    fn check(&self, state: &mut State, before: usize) -> bool {
+        let place = state.frame.1;
+        if before <= place || state.backlog.len() - place <= self.home.limits.backlog {
             return true;
         }
-        let place = self.boundary(state);
         state.backlog.truncate(place);
         state.backlog.extend_from_slice(&self.home.framing.too_slow);
         state.end = End::Finishing;
@@ -289,16 +332,22 @@ impl Outbox {
 
     fn flush_locked(&self, state: &mut State) {
         if !state.urgent.is_empty() {
-            let place = self.boundary(state);
+            let place = state.frame.1.min(state.backlog.len());
             state.backlog.splice(place..place, std::mem::take(&mut state.urgent));
         }
         while state.sent < state.backlog.len() {
             match (&self.socket).write(&state.backlog[state.sent..]) {
-                Ok(count) if count > 0 => state.sent += count,
+                Ok(count) if count > 0 => {
+                    state.sent += count;
+                    self.has_moved.store(true, Ordering::Relaxed);
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.is_blocked.store(true, Ordering::Relaxed);
-                    return self.drop_sent(state);
+                    // Once more after it is known that we wait: what the loop heard before, it did not
+                    // know to be for us.
+                    if self.is_blocked.swap(true, Ordering::SeqCst) {
+                        return self.find_frame(state);
+                    }
                 }
                 Ok(_) | Err(_) => {
                     // Gone: the reading side hears of it.
@@ -307,8 +356,8 @@ impl Outbox {
                 }
             }
         }
-        self.is_blocked.store(false, Ordering::Relaxed);
-        state.sent = 0;
+        self.is_blocked.store(false, Ordering::SeqCst);
+        (state.sent, state.frame, state.unframed) = (0, (0, 0), 0);
         let mut buffer = std::mem::take(&mut state.backlog);
         if buffer.capacity() <= SPARE_SIZE && GATHERING.with_borrow(|gathering| gathering.spare.len() < SPARE)
         {
@@ -318,22 +367,5 @@ impl Outbox {
         if state.end == End::Finishing {
             let _ = self.socket.shutdown(Shutdown::Write);
         }
-    }
-
-    /// Forgets frames that are out whole.
-    fn drop_sent(&self, state: &mut State) {
-        if state.sent < GATHERED {
-            return;
-        }
-        let (mut at, mut whole) = (0, 0);
-        while at <= state.sent {
-            whole = at;
-            match (self.home.framing.length)(&state.backlog[at..]) {
-                Some(length) => at += length,
-                None => break,
-            }
-        }
-        state.backlog.drain(..whole);
-        state.sent -= whole;
     }
 }

@@ -9,6 +9,9 @@ use crate::connection::{Connection, Connections, Next};
 use crate::outbox::Outbox;
 use crate::peers::Cid;
 
+/// Nothing is due later than this: then it is looked at again.
+const FAR: Duration = Duration::from_secs(24 * 3600);
+
 /// Turns bytes into frames and acts on them. One value for each loop; every method runs on the loop's
 /// thread. A panic in `bytes`, `due` or `answer` closes the connection that it was for and no other.
 pub trait Protocol: Send + Sized {
@@ -50,6 +53,7 @@ pub struct Link<'a, P> {
     /// Its sending side.
     pub outbox: &'a Arc<Outbox>,
     next: &'a mut Next,
+    again: &'a mut bool,
     due: &'a mut Option<Instant>,
     now: Instant,
 }
@@ -57,8 +61,8 @@ pub struct Link<'a, P> {
 impl<'a, P> Link<'a, P> {
     /// None: it is finishing.
     pub(crate) fn of(cid: Cid, connection: &'a mut Connection<P>, now: Instant) -> Option<Self> {
-        let Connection { peer, outbox, next, due, .. } = connection;
-        Some(Self { cid, peer: peer.as_mut()?, outbox, next, due, now })
+        let Connection { peer, outbox, next, again, due, .. } = connection;
+        Some(Self { cid, peer: peer.as_mut()?, outbox, next, again, due, now })
     }
 
     /// When this turn began.
@@ -87,7 +91,23 @@ impl<'a, P> Link<'a, P> {
 
     /// True while the connection is read, after the frame at hand.
     pub fn goes_on(&self) -> bool {
-        *self.next == Next::Read
+        *self.next == Next::Read && !*self.again
+    }
+
+    /// True after [`Link::pause`].
+    pub fn is_paused(&self) -> bool {
+        *self.next == Next::Pause
+    }
+
+    /// False where nothing is heard of the peer because nothing is read: it is paused, or it leaves so much
+    /// unread that its own bytes wait.
+    pub fn is_read(&self) -> bool {
+        *self.next == Next::Read && !self.outbox.is_held()
+    }
+
+    /// Ends this turn: the bytes that are not done with come again when others have had theirs.
+    pub fn come_again(&mut self) {
+        *self.again = true;
     }
 
     /// Ends it: what was sent goes out, then its end; what still comes is thrown away.
@@ -102,13 +122,13 @@ impl<'a, P> Link<'a, P> {
 
     /// Calls [`Protocol::due`] after this time, if it is not to be called sooner.
     pub fn due_within(&mut self, time: Duration) {
-        let at = self.now + time;
+        let at = self.now + time.min(FAR);
         *self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
     /// Calls [`Protocol::due`] after this time; takes the place of what was asked for before.
     pub fn due_in(&mut self, time: Duration) {
-        *self.due = Some(self.now + time);
+        *self.due = Some(self.now + time.min(FAR));
     }
 }
 

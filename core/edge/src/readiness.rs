@@ -26,8 +26,6 @@ const READ: usize = 64 * 1024;
 const READS: usize = 4;
 /// Turns before what they sent is written.
 const BATCH: usize = 32;
-/// A peer that leaves so many bytes unread is not read either.
-const UNREAD: usize = 256 * 1024;
 /// The loop looks at least so often whether it is to end.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
@@ -103,6 +101,7 @@ pub struct Loop<P: Protocol> {
     again: Vec<Cid>,
     touched: Vec<Cid>,
     now: Instant,
+    is_ending: bool,
     protocol: P,
 }
 
@@ -160,6 +159,7 @@ impl Doors {
                 again: Vec::new(),
                 touched: Vec::new(),
                 now: Instant::now(),
+                is_ending: false,
                 protocol: protocol(number),
             }
         };
@@ -175,23 +175,25 @@ impl<P: Protocol> Loop<P> {
         while !is_ending() {
             self.round(&mut events, &mut buffer, LONGEST_WAIT)?;
         }
-        self.acceptor = None;
+        (self.acceptor, self.is_ending) = (None, true);
         self.end(&mut events, &mut buffer)
     }
 
     fn end(&mut self, events: &mut Events, buffer: &mut [u8]) -> io::Result<()> {
         let cids: Vec<Cid> = self.connections.iter_mut().map(|(cid, _)| cid).collect();
-        for cid in &cids {
-            self.act(*cid, |protocol, link| {
+        outbox::gather();
+        for cid in cids {
+            self.act(cid, |protocol, link| {
                 protocol.ending(link);
                 link.finish();
             });
         }
+        outbox::flush_gathered();
         let deadline = self.now + self.home.limits.linger.min(Duration::from_secs(1));
         while !self.connections.is_empty() && self.now < deadline {
             self.round(events, buffer, deadline - self.now)?;
         }
-        cids.into_iter().for_each(|cid| self.remove(cid));
+        self.remove_all();
         Ok(())
     }
 
@@ -212,10 +214,10 @@ impl<P: Protocol> Loop<P> {
             }
         }
         for cid in again {
-            self.read(cid, buffer, Until::Closed);
+            self.go_on(cid, buffer);
         }
-        outbox::flush_gathered();
         self.look_at_timers();
+        outbox::flush_gathered();
         if self.acceptor.as_ref().is_some_and(|acceptor| acceptor.again.is_some_and(|at| at <= self.now)) {
             self.accept();
         }
@@ -289,6 +291,7 @@ impl<P: Protocol> Loop<P> {
             peer: Some(peer),
             unread: Vec::new(),
             next: Next::Read,
+            again: false,
             due: Some(self.now + due),
             timer: None,
             heard: self.now,
@@ -302,7 +305,7 @@ impl<P: Protocol> Loop<P> {
     fn read(&mut self, cid: Cid, buffer: &mut [u8], until: Until) {
         for _ in 0..READS {
             let Some(connection) = self.connections.get_mut(cid) else { return };
-            if connection.next == Next::Pause || is_held(connection) {
+            if connection.next == Next::Pause || connection.again || connection.outbox.is_held() {
                 return;
             }
             match connection.outbox.socket().read(buffer) {
@@ -320,7 +323,27 @@ impl<P: Protocol> Loop<P> {
                 Err(_) => return self.remove(cid),
             }
         }
-        self.again.push(cid);
+        self.come_again(cid);
+    }
+
+    /// Puts a connection on the list of those that have more than one turn takes.
+    fn come_again(&mut self, cid: Cid) {
+        if let Some(connection) = self.connections.get_mut(cid) {
+            connection.again = true;
+            if !self.again.contains(&cid) {
+                self.again.push(cid);
+            }
+        }
+    }
+
+    /// The next turn of a connection that has more: first what was read already, then what came since.
+    fn go_on(&mut self, cid: Cid, buffer: &mut [u8]) {
+        let Some(connection) = self.connections.get_mut(cid) else { return };
+        connection.again = false;
+        if connection.next == Next::Read {
+            self.turn(cid, &mut []);
+            self.read(cid, buffer, Until::Closed);
+        }
     }
 
     /// One peer's turn: what was left over, and what was read now.
@@ -338,6 +361,9 @@ impl<P: Protocol> Loop<P> {
         let Some(connection) = self.connections.get_mut(cid) else { return };
         if connection.peer.is_some() {
             connection.unread = if unread.is_empty() { Vec::new() } else { unread };
+        }
+        if connection.again {
+            self.come_again(cid);
         }
         self.settle(cid);
     }
@@ -396,6 +422,20 @@ impl<P: Protocol> Loop<P> {
         self.settle(cid);
     }
 
+    fn remove_all(&mut self) {
+        let cids: Vec<Cid> = self.connections.iter_mut().map(|(cid, _)| cid).collect();
+        cids.into_iter().for_each(|cid| self.remove(cid));
+        self.turn_away();
+    }
+
+    /// Closes the sockets that were left at the door of a loop that ends.
+    fn turn_away(&self) {
+        let mut left = self.home.door.left.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, address) in left.sockets.drain(..) {
+            self.home.peers.counters.leave(address);
+        }
+    }
+
     fn remove(&mut self, cid: Cid) {
         let Some(connection) = self.connections.remove(cid) else { return };
         self.home.peers.remove(cid);
@@ -422,6 +462,9 @@ impl<P: Protocol> Loop<P> {
     }
 
     fn woken(&mut self, buffer: &mut [u8]) {
+        if self.is_ending {
+            self.turn_away();
+        }
         let left = std::mem::take(&mut *self.home.door.left.lock().unwrap_or_else(PoisonError::into_inner));
         left.sockets.into_iter().for_each(|(socket, address)| self.add(socket, address));
         left.too_slow.into_iter().for_each(|cid| self.finish(cid));
@@ -439,9 +482,7 @@ impl<P: Protocol> Loop<P> {
         self.settle(cid);
         let Some(connection) = self.connections.get_mut(cid) else { return };
         if connection.next == Next::Read {
-            // First what had been read already, then what came since.
-            self.turn(cid, &mut []);
-            self.read(cid, buffer, Until::Closed);
+            self.go_on(cid, buffer);
         }
     }
 
@@ -471,7 +512,10 @@ impl<P: Protocol> Loop<P> {
     }
 }
 
-/// True for a peer that leaves much unread: it is not read either, so that its own requests wait.
-fn is_held<P>(connection: &Connection<P>) -> bool {
-    connection.outbox.is_blocked() && connection.outbox.waiting() > UNREAD
+/// A loop that ends by an error or a panic leaves nothing behind either.
+impl<P: Protocol> Drop for Loop<P> {
+    fn drop(&mut self) {
+        // A second panic here would end the process.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.remove_all()));
+    }
 }

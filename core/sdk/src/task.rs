@@ -221,8 +221,15 @@ impl Tasks {
         let asked = request::Request::decode(call.payload())?;
         let user =
             asked.user.map(|(id, username)| User { id: text(id).into(), username: text(username).into() });
+        // The router has looked, too; but it may have looked at the build before.
+        if kind.declaration.access == Access::Authenticated && user.is_none() {
+            return Err(Error::refused(format!(
+                "task `{}` is for users only; log in first",
+                text(asked.task)
+            )));
+        }
         (kind.allow)(user.as_ref())?;
-        let inner = Arc::new(Inner {
+        let mut inner = Arc::new(Inner {
             payload: SmallVec::from_slice(call.payload()),
             user,
             abi: *self.host.abi(),
@@ -235,10 +242,10 @@ impl Tasks {
             RunMode::Inline => (kind.run)(request)?,
             RunMode::Pooled | RunMode::Ordered => self.supervised(kind, request, call.context().deadline)?,
         }
-        match Arc::try_unwrap(inner) {
-            Ok(inner) => call.reply(&inner.answers.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        match Arc::get_mut(&mut inner) {
+            Some(inner) => call.reply(inner.answers.get_mut().unwrap_or_else(PoisonError::into_inner)),
             // The task keeps its request beyond its end: what it answered so far counts.
-            Err(inner) => call.reply(&inner.answers.lock().unwrap_or_else(PoisonError::into_inner)),
+            None => call.reply(&inner.answers.lock().unwrap_or_else(PoisonError::into_inner)),
         }
     }
 

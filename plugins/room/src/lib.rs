@@ -5,7 +5,7 @@ mod rooms;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use access::Access;
 use rooms::{Notice, Rooms};
@@ -18,6 +18,8 @@ use zephserver_plugin::{
     tracing,
 };
 
+/// A timer that is so late will not come.
+const OVERDUE: Duration = Duration::from_secs(1);
 /// The longest name of a room, in bytes.
 const LONGEST_NAME: usize = 1024;
 
@@ -150,7 +152,8 @@ impl Room {
     /// A timer for the next list that is late.
     fn arm(&self, told: &mut Told, now: Instant) {
         let Some(at) = told.rooms.next_list() else { return };
-        if told.timer.is_some_and(|(_, due)| due <= at) {
+        // One that is long overdue was lost.
+        if told.timer.is_some_and(|(_, due)| due <= at && due + OVERDUE > now) {
             return;
         }
         match self.host.after(at.saturating_duration_since(now)) {

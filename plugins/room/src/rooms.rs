@@ -102,11 +102,28 @@ impl Rooms {
     /// All peers of an edge are gone.
     pub fn lose_edge(&mut self, edge: &str, now: Instant) -> Vec<Notice> {
         let Some(place) = self.edges.iter().position(|known| known == edge) else { return Vec::new() };
-        let lost = self.members.iter().filter(|(_, member)| member.edge as usize == place);
-        let lost: Vec<Cid> = lost.map(|(cid, _)| *cid).collect();
-        let mut notices: Vec<Notice> = lost.into_iter().flat_map(|cid| self.leave(cid, now)).collect();
-        notices.iter_mut().for_each(|notice| drop(notice.to.remove(edge)));
-        notices.retain(|notice| !notice.to.is_empty());
+        let place = place as u32;
+        // First all are gone, then those who stay are told: nobody tells the lost of the lost.
+        let mut left: BTreeMap<Arc<str>, Vec<Arc<User>>> = BTreeMap::new();
+        self.members.retain(|_, member| {
+            if member.edge == place {
+                left.entry(member.room.clone()).or_default().extend(member.user.take());
+            }
+            member.edge != place
+        });
+        let mut notices = Vec::new();
+        for (name, users) in left {
+            let Some(room) = self.rooms.get_mut(&name) else { continue };
+            room.members.retain(|(_, edge)| *edge != place);
+            if room.members.is_empty() {
+                self.rooms.remove(&name);
+                continue;
+            }
+            for user in users {
+                notices.push(self.notice(&name, "leave", Some(&user.username), " left the chat room."));
+            }
+            notices.extend(self.list(&name, now));
+        }
         notices
     }
 

@@ -9,6 +9,9 @@ use zephserver_plugin::{Error, Result};
 /// Requests of one peer that wait for the one before, at most.
 const WAITING: usize = 256;
 
+/// Bytes of them.
+const BYTES: usize = 4 * 1024 * 1024;
+
 /// A request that waits: the call that its answer is for, and what was asked.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Waiting {
@@ -29,8 +32,8 @@ impl Ordered {
     /// A request comes. Some: it may run now.
     pub fn enter(&mut self, cid: Cid, waiting: Waiting) -> Result<Option<Waiting>> {
         match self.waiting.get_mut(&cid) {
-            Some(queue) if queue.len() >= WAITING => {
-                Err(Error::busy(format!("{WAITING} of your requests wait for the one before already")))
+            Some(queue) if queue.len() >= WAITING || bytes(queue) + waiting.request.len() > BYTES => {
+                Err(Error::busy(format!("{} of your requests wait for the one before already", queue.len())))
             }
             Some(queue) => {
                 queue.push_back(waiting);
@@ -87,6 +90,10 @@ impl Ordered {
         }
         Ok(ordered)
     }
+}
+
+fn bytes(queue: &VecDeque<Waiting>) -> usize {
+    queue.iter().map(|waiting| waiting.request.len()).sum()
 }
 
 #[cfg(test)]

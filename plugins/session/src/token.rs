@@ -124,7 +124,7 @@ impl Tokens {
             _ => return Err(Error::refused("the token has no `sub`; log in again")),
         };
         let username = username.or(name).unwrap_or_else(|| id.clone());
-        let expires = Some(exp.max(0.0) as u64 + self.validation.leeway);
+        let expires = Some((exp.max(0.0) as u64).saturating_add(self.validation.leeway));
         Ok(Identity { user: User { id, username }, expires })
     }
 }

@@ -326,7 +326,7 @@ pub fn frame_length(bytes: &[u8]) -> Option<usize> {
     let short = usize::from(*bytes.get(1)? & 0x7f);
     match short {
         126 => Some(4 + usize::from(u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?))),
-        127 => Some(10 + u64::from_be_bytes(*bytes.get(2..)?.first_chunk()?) as usize),
+        127 => usize::try_from(u64::from_be_bytes(*bytes.get(2..)?.first_chunk()?)).ok()?.checked_add(10),
         short => Some(2 + short),
     }
 }

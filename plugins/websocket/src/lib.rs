@@ -101,11 +101,11 @@ impl Service for WebSocket {
         };
         let mut loops = doors.loops(listener.into_std(), &self.peers, &limits, framing, protocol)?;
         drop(visitors);
-        let ended = AtomicBool::new(false);
+        let all_end = &AtomicBool::new(false);
         let run = |mut one: Loop<Sockets>| {
             // If one loop ends, however it does, all end: then the service begins anew.
-            let _ending = Ending(self, &ended);
-            one.run(|| stop.is_set() || ended.load(Ordering::Relaxed))
+            let _ending = Ending(self, all_end);
+            one.run(|| stop.is_set() || all_end.load(Ordering::Relaxed))
         };
         std::thread::scope(|scope| {
             let named = |name: &str| std::thread::Builder::new().name(name.into());
@@ -115,10 +115,11 @@ impl Service for WebSocket {
             })?;
             let (first, run) = (loops.remove(0), &run);
             let spawn = |one| named("websocket-loop").spawn_scoped(scope, move || run(one));
-            let others: Vec<_> = loops.into_iter().map(spawn).collect();
+            let others = loops.into_iter().map(spawn).collect::<std::io::Result<Vec<_>>>();
+            let others = others.inspect_err(|_| drop(Ending(self, all_end)))?;
             let ended = run(first);
             for other in others {
-                other?.join().map_err(|_| Error::internal("a loop panicked"))??;
+                other.join().map_err(|_| Error::internal("a loop panicked"))??;
             }
             Ok(ended?)
         })

@@ -14,7 +14,7 @@ use crate::message;
 
 /// A head must be complete within this time.
 pub const HEAD_DEADLINE: Duration = Duration::from_secs(10);
-/// The session has come to its end, or was refused.
+/// The session has come to its end.
 pub const SESSION_OVER: u16 = 4401;
 
 /// What an edge keeps of a connection.

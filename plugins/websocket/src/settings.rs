@@ -46,7 +46,7 @@ pub fn declare(declare: Declare) -> Declare {
         .setting("message_size", 1024 * 1024, "bytes of a message")
         .setting("fragments", 4096, "frames of a message")
         .setting("backlog", 1024 * 1024, "bytes that wait for one slow peer")
-        .setting("requests", 1000, "requests of one peer that wait for their answers")
+        .setting("requests", 256, "requests of one peer that wait for their answers")
         .setting("bad_messages", 100, "messages in a row that make no sense, before the peer is closed")
         .setting("ping", 30.0, "seconds of silence before a peer is pinged; 0: never")
         .setting("session_timeout", 30.0, "seconds that the session service may take")

@@ -15,6 +15,11 @@ use crate::http::Visitors;
 use crate::peer::{HEAD_DEADLINE, Open, Peer, SESSION_OVER, close, send_error, violated};
 use crate::settings::Settings;
 
+/// Messages of one peer before others have their turn.
+const MESSAGES: usize = 256;
+/// How long until a peer that waits for its session is looked at again.
+const RENEWAL: Duration = Duration::from_secs(1);
+
 /// The protocol of one loop.
 pub struct Sockets {
     pub settings: Arc<Settings>,
@@ -44,7 +49,13 @@ impl Protocol for Sockets {
         };
         // Out of the peer for the time of the turn, so that messages may change the peer.
         let mut decoder = std::mem::take(decoder);
+        let mut left = MESSAGES;
         while link.goes_on() {
+            if left == 0 {
+                link.come_again();
+                break;
+            }
+            left -= 1;
             match decoder.read(bytes, &mut at, &self.settings.bounds) {
                 Ok(Some(message)) => self.message(link, message),
                 Ok(None) => break,
@@ -60,9 +71,13 @@ impl Protocol for Sockets {
     }
 
     fn due(&mut self, link: &mut Link<'_, Peer>, silent: Duration) {
+        if link.is_paused() {
+            // Its session may be under renewal: the answer says how it goes on.
+            return link.due_in(RENEWAL);
+        }
         match link.peer {
             Peer::Head => {
-                link.outbox.send_bytes(handshake::TOO_LATE);
+                link.outbox.send_unframed(handshake::TOO_LATE);
                 link.finish();
             }
             Peer::Open(open) if open.remaining().is_some_and(|remaining| remaining.is_zero()) => {
@@ -110,12 +125,12 @@ impl Sockets {
                 None
             }
             Reading::Refuse { answer } => {
-                link.outbox.send_bytes(&answer);
+                link.outbox.send_unframed(&answer);
                 link.finish();
                 None
             }
             Reading::Upgrade { head, answer, is_echo } => {
-                link.outbox.send_bytes(&answer);
+                link.outbox.send_unframed(&answer);
                 let address = link.address().map_or_else(|_| String::new(), |at| at.to_string());
                 let facts = Facts { cid: link.cid, address, path: head.path, headers: head.headers };
                 *link.peer = match is_echo {
@@ -130,7 +145,7 @@ impl Sockets {
 
     /// Pings a peer that is silent, closes one that does not answer, and says when to look again.
     fn look_after(&self, link: &mut Link<'_, Peer>, silent: Duration) {
-        let (ping, now, is_read) = (self.settings.ping, link.now(), link.goes_on());
+        let (ping, now, is_read) = (self.settings.ping, link.now(), link.is_read());
         let (pinged, remaining) = match &mut *link.peer {
             Peer::Head => return,
             Peer::Echo(echo) => (&mut echo.pinged, None),
@@ -142,15 +157,20 @@ impl Sockets {
         let mut look = ping;
         if ping.is_zero() {
             look = LONGEST;
-        } else if silent < ping || !is_read {
-            // Nothing is heard of one that is not read at present.
+        } else if !is_read {
+            // Nothing is heard of one that is not read; but it reads, or is gone.
+            *pinged = None;
+            if !link.outbox.has_moved() {
+                return close(link, 1008, "too slow: nothing was read for long");
+            }
+        } else if silent < ping {
             *pinged = None;
             look = ping.saturating_sub(silent).max(ping / 8);
         } else if pinged.is_some_and(|at| silent >= now.saturating_duration_since(at)) {
             return close(link, 1008, "no answer to a ping");
         } else {
             *pinged = Some(now);
-            link.outbox.send_urgent(codec::PING_FRAME);
+            link.outbox.send_bytes(codec::PING_FRAME);
         }
         link.due_in(remaining.map_or(look, |remaining| remaining.min(look)));
     }

@@ -101,7 +101,7 @@ declare class Zephclient {
 declare namespace Zephclient {
     /**
      * `connecting`; `open`, the hello is said; `waiting`, for the next attempt; `closed`, by `close()` or
-     * because the server takes the token no longer (close code 4401).
+     * because the session is over (close code 4401).
      */
     type State = 'connecting' | 'open' | 'waiting' | 'closed';
 

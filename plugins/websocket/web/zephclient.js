@@ -6,7 +6,7 @@
     const FIRST_WAIT = 250;
     const LONGEST_WAIT = 15000;
     const QUEUE = 1000;
-    const TOKEN_REFUSED = 4401;
+    const SESSION_OVER = 4401;
 
     /** What went wrong: the server's error frames, and what the client finds by itself. */
     class ZephError extends Error {
@@ -165,8 +165,8 @@
 
         #lost(event) {
             clearInterval(this.#pingTimer);
-            if (event.code === TOKEN_REFUSED && this.session === this.#tokenSaid) {
-                const text = event.reason || 'the token has expired, or was refused';
+            if (event.code === SESSION_OVER && this.session === this.#tokenSaid) {
+                const text = event.reason || 'the session is over';
                 const error = new ZephError('refused', text);
                 this.#finish(error);
                 return tell(this.#listeners.error, error);
@@ -225,11 +225,11 @@
         }
 
         #hello(room) {
-            this.#tokenSaid = this.session;
             this.#write({ room });
         }
 
         #write(message) {
+            this.#tokenSaid = this.session;
             this.webSocket.send(JSON.stringify({ ...message, session_id: this.session ?? undefined }));
         }
 

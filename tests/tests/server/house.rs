@@ -12,13 +12,13 @@ fn metadata() -> Metadata {
 /// What each crate of ours may import of ours; plugins and fixtures have no line of their own.
 fn allowed(name: &str) -> &'static [&'static str] {
     match name {
-        "zeph-abi" | "zeph-contract" | "zeph-cluster" | "zeph-edge" | "zeph-connection" => &[],
+        "zeph-abi" | "zeph-contract" | "zeph-cluster" | "zeph-edge" => &[],
         "zephserver-plugin" => &["zeph-abi", "zeph-contract"],
         "zephserver" => &["zeph-abi", "zeph-cluster", "zeph-contract"],
         "zephserver-testkit" => &["zephserver", "zephserver-plugin", "zeph-contract"],
         "zephserver-load" => &["zephserver-testkit"],
         "zephserver-tests" => &["zephserver", "zephserver-testkit", "zeph-contract"],
-        _ => &["zephserver-plugin", "zeph-edge", "zeph-connection", "zeph-contract"],
+        _ => &["zephserver-plugin", "zeph-edge", "zeph-contract"],
     }
 }
 

@@ -149,8 +149,10 @@ impl Bus {
             if options.behalf != 0 {
                 context.behalf = options.behalf;
             }
-            // A caller that does not wait here needs no clock for it.
-            if options.within != 0 && options.mode != CallMode::Later as u32 {
+            if options.mode == CallMode::Later as u32 {
+                // A caller that does not wait here needs no clock for it.
+                context.deadline = 0;
+            } else if options.within != 0 {
                 context.deadline = zeph_abi::monotonic().saturating_add(options.within);
             }
             if let Some(cancel) = cancel {
