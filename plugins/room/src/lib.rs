@@ -4,7 +4,7 @@ mod access;
 mod rooms;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use access::Access;
@@ -18,6 +18,9 @@ use zephserver_plugin::{
     tracing,
 };
 
+/// Notices that wait to be told, and how long a further one waits for its place.
+const OUTGOING: usize = 1024;
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// A timer that is so late will not come.
 const OVERDUE: Duration = Duration::from_secs(1);
 /// The longest name of a room, in bytes.
@@ -27,6 +30,8 @@ struct Room {
     host: Host,
     access: Access,
     told: Mutex<Told>,
+    /// There is room for notices again.
+    progress: Condvar,
     edges: Mutex<HashMap<String, Handle>>,
 }
 
@@ -55,7 +60,13 @@ impl Service for Room {
 
     fn new(start: Start) -> Result<Self> {
         let access = Access::new(start.setting("access")?)?;
-        Ok(Self { host: start.host(), access, told: Mutex::default(), edges: Mutex::default() })
+        Ok(Self {
+            host: start.host(),
+            access,
+            told: Mutex::default(),
+            progress: Condvar::new(),
+            edges: Mutex::default(),
+        })
     }
 
     fn call(&self, call: Call<'_>) -> Result<Reply> {
@@ -139,6 +150,12 @@ impl Room {
     /// Changes who is where, and tells the members.
     fn change(&self, change: impl FnOnce(&mut Rooms, Instant) -> Vec<Notice>) {
         let mut told = self.told();
+        if told.outgoing.len() >= OUTGOING {
+            // Whoever tells is behind: who makes notices waits for it, not the memory.
+            let is_behind = |told: &mut Told| told.outgoing.len() >= OUTGOING && told.is_telling;
+            let waited = self.progress.wait_timeout_while(told, LONGEST_WAIT, is_behind);
+            told = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
         let now = Instant::now();
         let notices = change(&mut told.rooms, now);
         told.outgoing.extend(notices);
@@ -176,6 +193,9 @@ impl Room {
                 let mut told = self.told();
                 let notice = told.outgoing.pop_front();
                 told.is_telling = notice.is_some();
+                if told.outgoing.len() + 1 == OUTGOING || notice.is_none() {
+                    self.progress.notify_all();
+                }
                 notice
             }) else {
                 return std::mem::forget(telling);

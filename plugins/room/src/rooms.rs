@@ -12,6 +12,9 @@ use zephserver_plugin::contract::session::User;
 /// A room's list of users is sent at most this often.
 pub const LIST_PERIOD: Duration = Duration::from_millis(50);
 
+/// In a room of more members proportionally less often.
+const BIG: usize = 1000;
+
 /// Every room with its members.
 #[derive(Debug, Default)]
 pub struct Rooms {
@@ -195,7 +198,9 @@ impl Rooms {
         if room.is_late {
             return None;
         }
-        match room.listed.map(|listed| listed + LIST_PERIOD) {
+        // A list costs what its room has members, for each of them.
+        let period = LIST_PERIOD * (room.members.len() / BIG).max(1) as u32;
+        match room.listed.map(|listed| listed + period) {
             Some(at) if at > now => {
                 room.is_late = true;
                 self.late.insert((at, name.clone()));

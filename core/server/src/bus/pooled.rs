@@ -75,9 +75,13 @@ impl Bus {
         self.pending.attend(token, waits, options.credit, deadline);
         self.clock.set_deadline(token, deadline, |token| self.pending.contains(token));
         let (bus, cancel) = (self.clone(), Arc::new(AtomicBool::new(false)));
+        let late = self.timeout_text(handle as u32, &String::from_utf8_lossy(method));
         let done = move |answer: Answer| {
+            // What comes at the deadline or later is late, such as the word of one that was interrupted.
+            let is_late = Instant::now() >= deadline;
+            let (status, bytes) = if is_late { (Code::Timeout.number(), late.into_bytes()) } else { answer };
             // Nobody may wait any more: then the deadline has answered.
-            let _ = bus.reply(token, answer.0, &answer.1);
+            let _ = bus.reply(token, status, &bytes);
         };
         let job = self.job(request, Job { limit, cancel: cancel.clone(), done });
         match self.pool.spawn(job) {
@@ -108,6 +112,10 @@ impl Bus {
             status::DONE => Ok(reply),
             number => Err(Error::new(Code::from_number(number), String::from_utf8_lossy(&reply))),
         }
+    }
+
+    fn timeout_text(&self, slot: u32, method: &str) -> String {
+        format!("{} did not answer {method} in time", self.registry.name(slot))
     }
 
     fn pool_is_full(&self) -> Error {
