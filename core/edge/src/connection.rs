@@ -23,7 +23,8 @@ pub struct Connection<P> {
     /// What was read and is not done with. At rest it keeps no memory.
     pub unread: Vec<u8>,
     pub next: Next,
-    /// It has more to read, or to be handled, than one turn takes.
+    /// It has more to read, or to be handled, than one turn takes: it is on the loop's list, and has no turn
+    /// before that one.
     pub again: bool,
     pub due: Option<Instant>,
     /// Its earliest entry among the loop's timers.

@@ -91,11 +91,6 @@ impl Peers {
         outboxes.filter(|outbox| outbox.is_open()).count() as u64
     }
 
-    /// The outbox of a connection.
-    pub fn get(&self, cid: Cid) -> Option<Arc<Outbox>> {
-        self.slots.read().unwrap_or_else(PoisonError::into_inner).find(cid).cloned()
-    }
-
     /// What happened here so far.
     pub fn figures(&self) -> Figures {
         self.counters.figures()

@@ -13,7 +13,8 @@ use crate::peers::Cid;
 const FAR: Duration = Duration::from_secs(24 * 3600);
 
 /// Turns bytes into frames and acts on them. One value for each loop; every method runs on the loop's
-/// thread. A panic in `bytes`, `due` or `answer` closes the connection that it was for and no other.
+/// thread. A panic in `bytes`, `due` or `ending` closes the connection that it was for and no other; a
+/// panic in another method ends the loop.
 pub trait Protocol: Send + Sized {
     /// What is kept of each connection.
     type Peer: Send;

@@ -323,16 +323,9 @@ impl<P: Protocol> Loop<P> {
                 Err(_) => return self.remove(cid),
             }
         }
-        self.come_again(cid);
-    }
-
-    /// Puts a connection on the list of those that have more than one turn takes.
-    fn come_again(&mut self, cid: Cid) {
         if let Some(connection) = self.connections.get_mut(cid) {
             connection.again = true;
-            if !self.again.contains(&cid) {
-                self.again.push(cid);
-            }
+            self.again.push(cid);
         }
     }
 
@@ -363,7 +356,7 @@ impl<P: Protocol> Loop<P> {
             connection.unread = if unread.is_empty() { Vec::new() } else { unread };
         }
         if connection.again {
-            self.come_again(cid);
+            self.again.push(cid);
         }
         self.settle(cid);
     }
@@ -481,7 +474,7 @@ impl<P: Protocol> Loop<P> {
     fn touched(&mut self, cid: Cid, buffer: &mut [u8]) {
         self.settle(cid);
         let Some(connection) = self.connections.get_mut(cid) else { return };
-        if connection.next == Next::Read {
+        if connection.next == Next::Read && !connection.again {
             self.go_on(cid, buffer);
         }
     }

@@ -11,7 +11,7 @@ use zeph_edge::{Cid, Link, Links, Outbox};
 use zephserver_plugin::contract::request::{ROUTE, Request, answers};
 use zephserver_plugin::contract::room::{JOIN, Join, LEAVE, Leave};
 use zephserver_plugin::contract::session::{GET_USER_SESSION, GetUserSession, Identity, User};
-use zephserver_plugin::{Code, Error, Handle, Result, tracing};
+use zephserver_plugin::{Error, Handle, Result, tracing};
 
 use crate::inbox::{Inbox, first_cookie};
 use crate::message::{self, Kind, Message};
@@ -162,7 +162,7 @@ impl Dispatch {
         self.next_cookie += 1;
         let router = &self.services.router;
         match router.begin_into(ROUTE, &self.payload, cookie, LONGEST, &mut self.reply) {
-            Ok(None) => send_answers(link.outbox, json, &self.reply, message.id),
+            Ok(None) => send_answers(link.outbox, (task, json), &self.reply, message.id),
             Ok(Some(_)) => {
                 // The answer may be in the inbox already: it is looked at on this thread, later.
                 open.asked += 1;
@@ -199,7 +199,7 @@ impl Dispatch {
             Asked::Task { task, json, id, .. } => {
                 open.asked = open.asked.saturating_sub(1);
                 match answer {
-                    Ok(reply) => send_answers(link.outbox, &json, &reply, id.as_deref()),
+                    Ok(reply) => send_answers(link.outbox, (&task, &json), &reply, id.as_deref()),
                     Err(error) => send_error(link.outbox, &error, Some(&task), id.as_deref()),
                 }
             }
@@ -274,22 +274,23 @@ impl Dispatch {
 }
 
 fn too_many() -> Error {
-    Error::new(Code::Busy, "too many of your requests wait for their answers; wait for some of them")
+    Error::busy("too many of your requests wait for their answers; wait for some of them")
 }
 
-/// Each answer becomes a frame; the task's name is JSON. A request with an id is always answered.
-fn send_answers(outbox: &Arc<Outbox>, task: &str, reply: &[u8], id: Option<&str>) {
+/// Each answer becomes a frame; the task's name comes plain and as JSON. A request with an id is always
+/// answered.
+fn send_answers(outbox: &Arc<Outbox>, (task, json): (&str, &str), reply: &[u8], id: Option<&str>) {
     let mut is_answered = false;
     for answer in answers(reply) {
         is_answered = true;
         match answer {
             Ok(data) => {
-                outbox.send(|buffer| message::write_answer(buffer, task, data, id));
+                outbox.send(|buffer| message::write_answer(buffer, json, data, id));
             }
-            Err(error) => send_error(outbox, &error, None, id),
+            Err(error) => send_error(outbox, &error, Some(task), id),
         }
     }
     if !is_answered && id.is_some() {
-        outbox.send(|buffer| message::write_answer(buffer, task, b"null", id));
+        outbox.send(|buffer| message::write_answer(buffer, json, b"null", id));
     }
 }

@@ -68,18 +68,15 @@ impl Service for WebSocket {
     }
 
     fn init(&self) -> Result<()> {
-        let doors = Doors::open(self.settings.threads)?;
-        *lock(&self.waking) = doors.waking();
         self.host.subscribe(SERVICE_CHANGED)?;
         self.host.every(METRICS)?;
-        *lock(&self.opened) = Some((self.host.listen(self.settings.address)?, doors));
-        Ok(())
+        self.open()
     }
 
     fn main(&self, stop: &Stop) -> Result<()> {
         let Some((listener, doors)) = lock(&self.opened).take() else {
             // Run again after an error: sockets are opened anew.
-            self.init()?;
+            self.open()?;
             return self.main(stop);
         };
         let (visitors, visited) = http::visitors();
@@ -177,6 +174,14 @@ impl Drop for Ending<'_> {
 }
 
 impl WebSocket {
+    /// Opens what `main` runs on.
+    fn open(&self) -> Result<()> {
+        let doors = Doors::open(self.settings.threads)?;
+        *lock(&self.waking) = doors.waking();
+        *lock(&self.opened) = Some((self.host.listen(self.settings.address)?, doors));
+        Ok(())
+    }
+
     fn wake_all(&self) {
         lock(&self.waking).iter().for_each(Waking::wake);
     }

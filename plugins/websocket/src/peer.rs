@@ -9,7 +9,7 @@ use zephserver_plugin::Error;
 use zephserver_plugin::contract::peer::Peer as Facts;
 use zephserver_plugin::contract::session::{Identity, User};
 
-use crate::codec::{self, Decoder, Violation};
+use crate::codec::{self, Decoder};
 use crate::message;
 
 /// A head must be complete within this time.
@@ -81,7 +81,7 @@ impl Open {
 }
 
 /// Tells tokens apart without keeping them.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Tokens(RandomState);
 
 impl Tokens {
@@ -99,8 +99,4 @@ pub fn send_error(outbox: &Arc<Outbox>, error: &Error, name: Option<&str>, id: O
 pub fn close(link: &mut Link<'_, Peer>, code: u16, reason: &str) {
     link.outbox.send_bytes(&codec::close_frame(code, reason));
     link.finish();
-}
-
-pub fn violated(link: &mut Link<'_, Peer>, violation: Violation) {
-    close(link, violation.code, violation.reason);
 }

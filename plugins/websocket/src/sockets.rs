@@ -12,7 +12,7 @@ use crate::codec::{self, Message};
 use crate::dispatch::{Dispatch, LONGEST};
 use crate::handshake::{self, Reading};
 use crate::http::Visitors;
-use crate::peer::{HEAD_DEADLINE, Open, Peer, SESSION_OVER, close, send_error, violated};
+use crate::peer::{HEAD_DEADLINE, Open, Peer, SESSION_OVER, close, send_error};
 use crate::settings::Settings;
 
 /// Messages of one peer before others have their turn.
@@ -59,7 +59,7 @@ impl Protocol for Sockets {
             match decoder.read(bytes, &mut at, &self.settings.bounds) {
                 Ok(Some(message)) => self.message(link, message),
                 Ok(None) => break,
-                Err(violation) => violated(link, violation),
+                Err(violation) => close(link, violation.code, violation.reason),
             }
         }
         match link.peer {

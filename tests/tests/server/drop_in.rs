@@ -22,6 +22,13 @@ fn files_of_the_page() -> Vec<(String, String)> {
     files.collect()
 }
 
+/// The other samples in Rust: each is a whole `src/lib.rs`.
+fn samples_of_the_page() -> Vec<String> {
+    let page = std::fs::read_to_string(root().join("docs/write-a-plugin.md")).unwrap();
+    let blocks = page.split("```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("rust\n"));
+    blocks.filter(|block| !block.starts_with("// ")).map(str::to_string).collect()
+}
+
 fn cargo_build(folder: &Path) {
     // Shares compiled dependencies with the workspace, which a person's first build has not.
     let target = root().join("target");
@@ -77,4 +84,14 @@ fn the_page_works_as_it_says() {
     std::fs::copy(&library, &dropped).unwrap();
     server.wait_service("dice", "reloaded", |service| service["generation"] == 2);
     assert_eq!(server.call("dice", "roll/1", "3").unwrap(), serde_json::json!([1, 1, 1]));
+
+    // The task and the session of the page.
+    let samples = samples_of_the_page();
+    assert_eq!(samples.len(), 2);
+    for (sample, kind) in samples.iter().zip(["Tasks", "Names"]) {
+        write("src/lib.rs", sample);
+        cargo_build(folder.path());
+        let server = TestServer::with(&[&format!("dice/{kind}")]).start();
+        assert_eq!(server.service(&format!("dice/{kind}"))["state"], "enabled");
+    }
 }
