@@ -375,6 +375,8 @@ pub enum EventKind {
     Said = 7,
     /// Membership of the cluster changed: `name` is the node, `payload` what happened to it.
     Node = 8,
+    /// Callers are let in from now on: the instance is the one that serves under its name.
+    Serving = 9,
     /// A kind that this side does not know.
     Unknown = 0,
 }
@@ -425,6 +427,7 @@ impl<'a> Event<'a> {
             6 => EventKind::Published,
             7 => EventKind::Said,
             8 => EventKind::Node,
+            9 => EventKind::Serving,
             _ => EventKind::Unknown,
         };
         // SAFETY: the caller vouches for the lender.

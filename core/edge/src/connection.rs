@@ -4,11 +4,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use crate::outbox::Outbox;
 use crate::peers::{Cid, slot};
 
 /// What is to happen with a connection after its turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Next {
     Read,
     Pause,
@@ -74,8 +76,8 @@ impl<P> Connections<P> {
         self.slots[slot(cid)].take().map(|known| known.1)
     }
 
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (Cid, &mut Connection<P>)> {
-        self.slots.iter_mut().flatten().map(|known| (known.0, &mut known.1))
+    pub fn iter(&self) -> impl Iterator<Item = (Cid, &Connection<P>)> {
+        self.slots.iter().flatten().map(|known| (known.0, &known.1))
     }
 
     pub fn is_empty(&self) -> bool {

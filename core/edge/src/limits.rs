@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The bounds of one edge.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -44,7 +46,39 @@ pub(crate) struct Counters {
     present: Mutex<(HashMap<IpAddr, usize>, usize)>,
 }
 
+/// Counters on their way to another edge.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Totals {
+    accepted: u64,
+    refused: u64,
+    too_slow: u64,
+    panicked: u64,
+}
+
 impl Counters {
+    pub fn totals(&self) -> Totals {
+        let Figures { accepted, refused, too_slow, panicked, .. } = self.figures();
+        Totals { accepted, refused, too_slow, panicked }
+    }
+
+    pub fn restored(totals: &Totals) -> Self {
+        let Totals { accepted, refused, too_slow, panicked } = *totals;
+        Self {
+            accepted: accepted.into(),
+            refused: refused.into(),
+            too_slow: too_slow.into(),
+            panicked: panicked.into(),
+            present: Mutex::default(),
+        }
+    }
+
+    /// Counts in a connection that was within the limits when it came.
+    pub fn take_in(&self, address: IpAddr) {
+        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        *present.0.entry(address).or_default() += 1;
+        present.1 += 1;
+    }
+
     /// Counts a connection in; false: a limit is reached.
     pub fn admit(&self, address: IpAddr, limits: &Limits) -> bool {
         let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);

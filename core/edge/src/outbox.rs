@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mio::net::TcpStream;
+use serde::{Deserialize, Serialize};
 
 use crate::peers::{Cid, Peers};
 use crate::readiness::Home;
@@ -140,12 +141,25 @@ struct State {
     end: End,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum End {
     Open,
     /// Nothing is added; the sending side is shut when the backlog is out.
     Finishing,
     Gone,
+}
+
+/// What an outbox has not sent, on its way to another edge.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Unsent {
+    #[serde(with = "serde_bytes")]
+    backlog: Vec<u8>,
+    sent: usize,
+    frame: (usize, usize),
+    unframed: usize,
+    #[serde(with = "serde_bytes")]
+    urgent: Vec<u8>,
+    end: End,
 }
 
 impl Outbox {
@@ -161,6 +175,36 @@ impl Outbox {
         };
         let (is_blocked, has_moved) = (AtomicBool::new(false), AtomicBool::new(false));
         Self { socket, home, cid, is_blocked, has_moved, state: Mutex::new(state) }
+    }
+
+    /// What is not sent; None where there is nothing, and it is open. Nobody may send meanwhile.
+    pub(crate) fn unsent(&self) -> Option<Unsent> {
+        let state = self.state();
+        if state.end == End::Open && state.backlog.len() == state.sent && state.urgent.is_empty() {
+            return None;
+        }
+        Some(Unsent {
+            backlog: state.backlog.clone(),
+            sent: state.sent,
+            frame: state.frame,
+            unframed: state.unframed,
+            urgent: state.urgent.to_vec(),
+            end: state.end,
+        })
+    }
+
+    /// Goes on with what another outbox has not sent: as soon as the loop hears that the socket takes it.
+    pub(crate) fn go_on_with(&self, unsent: Unsent) {
+        let Unsent { backlog, sent, frame, unframed, urgent, end } = unsent;
+        let mut state = self.state();
+        self.is_blocked.store(sent < backlog.len() || !urgent.is_empty(), Ordering::SeqCst);
+        (state.backlog, state.sent, state.frame, state.unframed) = (backlog, sent, frame, unframed);
+        (state.urgent, state.end) = (urgent.into(), end);
+    }
+
+    /// True for a peer that was too slow, and whose connection is not finished yet.
+    pub(crate) fn is_finishing(&self) -> bool {
+        self.state().end == End::Finishing
     }
 
     pub(crate) fn socket(&self) -> &TcpStream {

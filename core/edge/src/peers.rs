@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::limits::{Counters, Figures};
 use crate::outbox::{self, Outbox};
+use crate::readiness::CarriedPeers;
 
 /// Number of a connection: 16 bits of its edge, 28 bits that count up, 20 bits of its slot. Not used
 /// again before the slot was used 2^28 times.
@@ -44,6 +45,31 @@ impl Default for Peers {
 }
 
 impl Peers {
+    /// What another edge needs to go on numbering and counting.
+    pub fn carried(&self) -> CarriedPeers {
+        let serial = self.slots.read().unwrap_or_else(PoisonError::into_inner).serial;
+        CarriedPeers { salt: self.salt, serial, totals: self.counters.totals() }
+    }
+
+    /// Goes on where another edge was, with places for the connections that will be adopted.
+    pub fn restored(carried: &CarriedPeers, cids: impl Iterator<Item = Cid>) -> Self {
+        let mut taken: Vec<usize> = cids.map(slot).collect();
+        taken.sort_unstable();
+        let count = taken.last().map_or(0, |last| last + 1);
+        let free = (0..count).rev().filter(|slot| taken.binary_search(slot).is_err()).collect();
+        let outboxes = (0..count).map(|_| None).collect();
+        Self {
+            salt: carried.salt,
+            slots: RwLock::new(Slots { outboxes, free, serial: carried.serial }),
+            counters: Counters::restored(&carried.totals),
+        }
+    }
+
+    /// Tells the connections of this life of the edge from those of others.
+    pub fn salt(&self) -> u64 {
+        self.salt
+    }
+
     /// A number for a new connection. None: there are too many.
     pub(crate) fn reserve(&self) -> Option<Cid> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::connection::{Connection, Connections, Next};
+use crate::connection::{Connection, Next};
 use crate::outbox::Outbox;
 use crate::peers::Cid;
 
@@ -13,11 +13,14 @@ use crate::peers::Cid;
 const FAR: Duration = Duration::from_secs(24 * 3600);
 
 /// Turns bytes into frames and acts on them. One value for each loop; every method runs on the loop's
-/// thread. A panic in `bytes`, `due` or `ending` closes the connection that it was for and no other; a
+/// thread. A panic in a method that is given a link closes the connection that it was for and no other; a
 /// panic in another method ends the loop.
 pub trait Protocol: Send + Sized {
     /// What is kept of each connection.
     type Peer: Send;
+
+    /// What other threads have for connections.
+    type Note: Send;
 
     /// A connection is there. With it comes when [`Protocol::due`] is to be called first.
     fn opened(&mut self, cid: Cid) -> (Self::Peer, Duration);
@@ -29,8 +32,12 @@ pub trait Protocol: Send + Sized {
     /// The time that [`Link::due_in`] named has come. Nothing was heard of the peer for `silent`.
     fn due(&mut self, link: &mut Link<'_, Self::Peer>, silent: Duration);
 
-    /// The loop was woken with [`Waking::wake`](crate::Waking::wake).
-    fn woken(&mut self, links: &mut Links<'_, Self::Peer>);
+    /// The loop was woken with [`Waking::wake`](crate::Waking::wake): takes what other threads have left
+    /// for connections. Each of these gets it in a turn of its own.
+    fn woken(&mut self) -> Vec<(To, Self::Note)>;
+
+    /// A note for this connection.
+    fn noted(&mut self, link: &mut Link<'_, Self::Peer>, note: &Self::Note);
 
     /// The loop is to end: say goodbye.
     fn ending(&mut self, link: &mut Link<'_, Self::Peer>);
@@ -43,6 +50,15 @@ pub trait Protocol: Send + Sized {
 
     /// The peer is gone, or nothing more is to be heard of it.
     fn closed(&mut self, cid: Cid, peer: Self::Peer);
+}
+
+/// Whom a note is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// One connection; if it has gone, nobody.
+    One(Cid),
+    /// All connections of the loop.
+    All,
 }
 
 /// One connection, in its turn.
@@ -130,31 +146,5 @@ impl<'a, P> Link<'a, P> {
     /// Calls [`Protocol::due`] after this time; takes the place of what was asked for before.
     pub fn due_in(&mut self, time: Duration) {
         *self.due = Some(self.now + time.min(FAR));
-    }
-}
-
-/// The connections of a loop, outside of their turns.
-pub struct Links<'a, P> {
-    pub(crate) connections: &'a mut Connections<P>,
-    pub(crate) touched: &'a mut Vec<Cid>,
-    pub(crate) now: Instant,
-}
-
-impl<P> Links<'_, P> {
-    /// One of them. None: it is gone, or finishing.
-    pub fn get(&mut self, cid: Cid) -> Option<Link<'_, P>> {
-        let link = Link::of(cid, self.connections.get_mut(cid)?, self.now)?;
-        self.touched.push(cid);
-        Some(link)
-    }
-
-    /// All of them.
-    pub fn each(&mut self, mut act: impl FnMut(Link<'_, P>)) {
-        for (cid, connection) in self.connections.iter_mut() {
-            if let Some(link) = Link::of(cid, connection, self.now) {
-                act(link);
-                self.touched.push(cid);
-            }
-        }
     }
 }

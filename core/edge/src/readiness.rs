@@ -1,12 +1,14 @@
 //! The loop: one thread, its sockets, one protocol. Reads what is ready, gives it its turn, writes.
 
+mod carry;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, ErrorKind, Read};
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
@@ -18,7 +20,9 @@ use crate::connection::{Connection, Connections, Next};
 use crate::limits::Limits;
 use crate::outbox::{self, Outbox};
 use crate::peers::{Cid, Peers, slot};
-use crate::protocol::{Link, Links, Protocol};
+use crate::protocol::{Link, Protocol, To};
+
+pub use carry::{Carried, CarriedPeers};
 
 /// One buffer for all reads of the thread.
 const READ: usize = 64 * 1024;
@@ -65,8 +69,12 @@ struct Left {
 }
 
 impl Door {
+    fn left(&self) -> MutexGuard<'_, Left> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn leave(&self, leave: impl FnOnce(&mut Left)) {
-        leave(&mut self.left.lock().unwrap_or_else(PoisonError::into_inner));
+        leave(&mut self.left());
         // It fails only where the loop has ended.
         let _ = self.waker.wake();
     }
@@ -99,9 +107,13 @@ pub struct Loop<P: Protocol> {
     timers: BinaryHeap<Reverse<(Instant, Cid)>>,
     /// Connections that have more to read than one turn takes.
     again: Vec<Cid>,
-    touched: Vec<Cid>,
     now: Instant,
     is_ending: bool,
+    /// Its connections are nobody else's: with the loop they end. Not so before it runs, and after it was
+    /// abandoned.
+    is_owner: bool,
+    events: Events,
+    buffer: Vec<u8>,
     protocol: P,
 }
 
@@ -157,9 +169,11 @@ impl Doors {
                 connections: Connections::default(),
                 timers: BinaryHeap::new(),
                 again: Vec::new(),
-                touched: Vec::new(),
                 now: Instant::now(),
                 is_ending: false,
+                is_owner: false,
+                events: Events::with_capacity(1024),
+                buffer: vec![0; READ],
                 protocol: protocol(number),
             }
         };
@@ -168,42 +182,56 @@ impl Doors {
 }
 
 impl<P: Protocol> Loop<P> {
-    /// Runs until `is_ending`; then says goodbye to everybody, and waits a moment for them to go.
-    pub fn run(&mut self, is_ending: impl Fn() -> bool) -> io::Result<()> {
-        let mut events = Events::with_capacity(1024);
-        let mut buffer = vec![0; READ];
-        while !is_ending() {
-            self.round(&mut events, &mut buffer, LONGEST_WAIT)?;
+    /// Runs until `is_over`. The connections stay, for another run, or for [`Loop::end`].
+    pub fn run(&mut self, is_over: impl Fn() -> bool) -> io::Result<()> {
+        self.is_owner = true;
+        while !is_over() {
+            self.round(LONGEST_WAIT)?;
         }
-        (self.acceptor, self.is_ending) = (None, true);
-        self.end(&mut events, &mut buffer)
+        Ok(())
     }
 
-    fn end(&mut self, events: &mut Events, buffer: &mut [u8]) -> io::Result<()> {
-        let cids: Vec<Cid> = self.connections.iter_mut().map(|(cid, _)| cid).collect();
+    /// Says goodbye to everybody, and waits a moment for them to go.
+    pub fn end(&mut self) -> io::Result<()> {
+        (self.acceptor, self.is_ending) = (None, true);
         outbox::gather();
-        for cid in cids {
+        for cid in self.cids() {
             self.act(cid, |protocol, link| {
                 protocol.ending(link);
                 link.finish();
             });
         }
         outbox::flush_gathered();
+        self.now = Instant::now();
         let deadline = self.now + self.home.limits.linger.min(Duration::from_secs(1));
         while !self.connections.is_empty() && self.now < deadline {
-            self.round(events, buffer, deadline - self.now)?;
+            self.round(deadline - self.now)?;
         }
         self.remove_all();
         Ok(())
     }
 
+    fn cids(&self) -> Vec<Cid> {
+        self.connections.iter().map(|(cid, _)| cid).collect()
+    }
+
     /// Waits for events, and lets everybody have a turn.
-    fn round(&mut self, events: &mut Events, buffer: &mut [u8], longest: Duration) -> io::Result<()> {
-        match self.poll.poll(events, Some(self.wait().min(longest))) {
+    fn round(&mut self, longest: Duration) -> io::Result<()> {
+        let longest = self.wait().min(longest);
+        match self.poll.poll(&mut self.events, Some(longest)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             other => other?,
         }
         self.now = Instant::now();
+        // Out of the loop for the time of the round, so that turns may change it.
+        let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        let mut buffer = std::mem::take(&mut self.buffer);
+        self.turns(&events, &mut buffer);
+        (self.events, self.buffer) = (events, buffer);
+        Ok(())
+    }
+
+    fn turns(&mut self, events: &Events, buffer: &mut [u8]) {
         let again = std::mem::take(&mut self.again);
         outbox::gather();
         for (count, event) in events.iter().enumerate() {
@@ -221,7 +249,6 @@ impl<P: Protocol> Loop<P> {
         if self.acceptor.as_ref().is_some_and(|acceptor| acceptor.again.is_some_and(|at| at <= self.now)) {
             self.accept();
         }
-        Ok(())
     }
 
     /// How long nothing is to be done unless a socket says so.
@@ -272,13 +299,17 @@ impl<P: Protocol> Loop<P> {
         self.acceptor = Some(acceptor);
     }
 
+    fn watch(&self, socket: &mut TcpStream, cid: Cid) -> io::Result<()> {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(socket, Token(slot(cid) + FIRST), interest)
+    }
+
     /// Takes an accepted socket in.
     fn add(&mut self, mut socket: TcpStream, address: IpAddr) {
         // It fails for a socket that is gone already: the first read will say so.
         let _ = socket.set_nodelay(true);
         let Some(cid) = self.home.peers.reserve() else { return self.home.peers.counters.leave(address) };
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self.poll.registry().register(&mut socket, Token(slot(cid) + FIRST), interest) {
+        if let Err(error) = self.watch(&mut socket, cid) {
             tracing::warn!("a connection of {address} cannot be watched: {error}");
             self.home.peers.remove(cid);
             return self.home.peers.counters.leave(address);
@@ -416,15 +447,13 @@ impl<P: Protocol> Loop<P> {
     }
 
     fn remove_all(&mut self) {
-        let cids: Vec<Cid> = self.connections.iter_mut().map(|(cid, _)| cid).collect();
-        cids.into_iter().for_each(|cid| self.remove(cid));
+        self.cids().into_iter().for_each(|cid| self.remove(cid));
         self.turn_away();
     }
 
     /// Closes the sockets that were left at the door of a loop that ends.
     fn turn_away(&self) {
-        let mut left = self.home.door.left.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, address) in left.sockets.drain(..) {
+        for (_, address) in self.home.door.left().sockets.drain(..) {
             self.home.peers.counters.leave(address);
         }
     }
@@ -458,21 +487,26 @@ impl<P: Protocol> Loop<P> {
         if self.is_ending {
             self.turn_away();
         }
-        let left = std::mem::take(&mut *self.home.door.left.lock().unwrap_or_else(PoisonError::into_inner));
-        left.sockets.into_iter().for_each(|(socket, address)| self.add(socket, address));
-        left.too_slow.into_iter().for_each(|cid| self.finish(cid));
-        let mut touched = std::mem::take(&mut self.touched);
-        let (connections, now) = (&mut self.connections, self.now);
-        self.protocol.woken(&mut Links { connections, touched: &mut touched, now });
-        for cid in touched.drain(..) {
-            self.touched(cid, buffer);
+        self.take_in();
+        let too_slow = std::mem::take(&mut self.home.door.left().too_slow);
+        too_slow.into_iter().for_each(|cid| self.finish(cid));
+        for (to, note) in self.protocol.woken() {
+            match to {
+                To::One(cid) => self.note(cid, &note, buffer),
+                To::All => self.cids().into_iter().for_each(|cid| self.note(cid, &note, buffer)),
+            }
         }
-        self.touched = touched;
     }
 
-    /// A connection was changed outside of its turn: it may have been paused before.
-    fn touched(&mut self, cid: Cid, buffer: &mut [u8]) {
-        self.settle(cid);
+    /// Takes in the sockets that the loop that accepts has left here.
+    fn take_in(&mut self) {
+        let sockets = std::mem::take(&mut self.home.door.left().sockets);
+        sockets.into_iter().for_each(|(socket, address)| self.add(socket, address));
+    }
+
+    /// Gives a connection its note. It may have been paused before.
+    fn note(&mut self, cid: Cid, note: &P::Note, buffer: &mut [u8]) {
+        self.act(cid, |protocol, link| protocol.noted(link, note));
         let Some(connection) = self.connections.get_mut(cid) else { return };
         if connection.next == Next::Read && !connection.again {
             self.go_on(cid, buffer);
@@ -508,6 +542,9 @@ impl<P: Protocol> Loop<P> {
 /// A loop that ends by an error or a panic leaves nothing behind either.
 impl<P: Protocol> Drop for Loop<P> {
     fn drop(&mut self) {
+        if !self.is_owner {
+            return self.abandon();
+        }
         // A second panic here would end the process.
         let _ = catch_unwind(AssertUnwindSafe(|| self.remove_all()));
     }

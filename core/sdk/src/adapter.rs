@@ -4,7 +4,8 @@ use std::marker::PhantomData;
 use std::os::fd::RawFd;
 
 use zeph_abi::{
-    Context, Declaration, Failure, Out, Outcome, PluginSide, ServiceDeclaration, ServiceId, StopReason,
+    Context, Declaration, EventKind, Failure, Out, Outcome, PluginSide, ServiceDeclaration, ServiceId,
+    StopReason,
 };
 
 use crate::call::{Call, Kind as Answer};
@@ -168,6 +169,10 @@ impl<P: Plugin> PluginSide for Adapter<P> {
     }
 
     fn event(living: &Living, event: &zeph_abi::Event<'_>) -> Result<(), Failure> {
+        if event.kind == EventKind::Serving {
+            living.stop.set_serving();
+            return Ok(());
+        }
         if waiting::take(event) {
             return Ok(());
         }

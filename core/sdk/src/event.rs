@@ -79,7 +79,8 @@ impl<'a> Event<'a> {
             EventKind::Published => Self::Published { name, payload },
             EventKind::Said => Self::Said { name, payload },
             EventKind::Node => Self::Node { name, payload },
-            EventKind::Unknown => Self::Unknown,
+            // The adapter takes these.
+            EventKind::Serving | EventKind::Unknown => Self::Unknown,
         }
     }
 }

@@ -70,6 +70,12 @@ impl Host {
         self.abi.report(self.id, Report::Checkpoint, state).map_err(from_failure)
     }
 
+    /// Waits until callers are let in. In a handover the generation before has the service's work until
+    /// then: a `main` with sockets or threads of its own sets to work after this. False: it is to stop instead.
+    pub fn until_serving(&self) -> bool {
+        self.own.stop.until_serving()
+    }
+
     /// True once this service was told to stop.
     pub fn is_stopping(&self) -> bool {
         self.own.stop.is_set() || self.abi.stopping(self.id)

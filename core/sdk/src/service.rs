@@ -51,7 +51,8 @@ pub trait Service: Send + Sync + Sized + 'static {
         Ok(())
     }
 
-    /// A new build is about to take over: change nothing any more, until `thaw` or the end.
+    /// A new build is about to take over: let threads of your own rest, until `thaw` or the end, and return
+    /// when they do. Calls may still come, until `export_state`.
     fn freeze(&self) -> Result<()> {
         Ok(())
     }
@@ -59,7 +60,8 @@ pub trait Service: Send + Sync + Sized + 'static {
     /// The new build was not good: go on as if nothing had been.
     fn thaw(&self) {}
 
-    /// What the next generation is to begin with. Asked for between `freeze` and the end.
+    /// What the next generation is to begin with. Asked for after `freeze`, when no call is inside; nothing
+    /// may change in it: if the new build is not good, `thaw` comes, and this one goes on.
     fn export_state(&self) -> Result<State> {
         Ok(State::default())
     }

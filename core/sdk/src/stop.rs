@@ -1,6 +1,6 @@
-//! The wish that a service stops, as something to wait for.
+//! The wish that a service stops, as something to wait for; and, before that, that it serves.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Set once, when the service is to stop.
@@ -9,16 +9,39 @@ pub struct Stop(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    set: Mutex<bool>,
+    state: Mutex<State>,
     changed: Condvar,
     #[cfg(feature = "tokio")]
     notify: tokio::sync::Notify,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    is_serving: bool,
+    is_set: bool,
+}
+
 impl Stop {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Callers are let in.
+    pub(crate) fn set_serving(&self) {
+        self.state().is_serving = true;
+        self.0.changed.notify_all();
+    }
+
+    /// Waits until callers are let in. False: it is to stop instead.
+    pub(crate) fn until_serving(&self) -> bool {
+        let wait = |state: &mut State| !state.is_serving && !state.is_set;
+        let waited = self.0.changed.wait_while(self.state(), wait);
+        !waited.unwrap_or_else(PoisonError::into_inner).is_set
+    }
+
     /// False: it was set already.
     pub(crate) fn set(&self) -> bool {
-        let before = std::mem::replace(&mut *self.0.set.lock().unwrap_or_else(PoisonError::into_inner), true);
+        let before = std::mem::replace(&mut self.state().is_set, true);
         self.0.changed.notify_all();
         #[cfg(feature = "tokio")]
         self.0.notify.notify_waiters();
@@ -27,22 +50,18 @@ impl Stop {
 
     /// True once the service is to stop.
     pub fn is_set(&self) -> bool {
-        *self.0.set.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state().is_set
     }
 
     /// Waits until the service is to stop.
     pub fn wait(&self) {
-        let mut set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*set {
-            set = self.0.changed.wait(set).unwrap_or_else(PoisonError::into_inner);
-        }
+        drop(self.0.changed.wait_while(self.state(), |state| !state.is_set));
     }
 
     /// Waits that long at most. True: the service is to stop.
     pub fn wait_for(&self, limit: Duration) -> bool {
-        let set = self.0.set.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.0.changed.wait_timeout_while(set, limit, |set| !*set);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
+        let waited = self.0.changed.wait_timeout_while(self.state(), limit, |state| !state.is_set);
+        waited.unwrap_or_else(PoisonError::into_inner).0.is_set
     }
 
     /// Waits until the service is to stop, in async code.

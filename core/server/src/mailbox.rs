@@ -43,7 +43,7 @@ impl OwnedEvent {
 
     /// True for what a service that rests is not brought back for: a call does that, news do not.
     pub fn wakes_nobody(&self) -> bool {
-        self.is_news() || self.kind == EventKind::Timer
+        self.is_news() || matches!(self.kind, EventKind::Timer | EventKind::Serving)
     }
 
     pub fn lend(&self) -> Event<'_> {

@@ -124,8 +124,8 @@ pub enum Replacing {
     Hold { library: String, ids: Vec<ServiceId>, ticket: Sender<Result<(), Error>> },
     /// Send me what this new instance tells.
     Candidate { id: ServiceId, events: Sender<life::Event> },
-    /// The new instances serve from now on. They come back where they must not.
-    Commit { loaded: Arc<Loaded>, candidates: Vec<Candidate>, ticket: Sender<Result<(), Vec<Candidate>>> },
+    /// The new instances serve from now on.
+    Commit { loaded: Arc<Loaded>, candidates: Vec<Candidate>, ticket: Sender<Result<(), Error>> },
     /// Nothing has changed; the file (its hash) is not to be tried again for this reason.
     Abort { library: String, refused: Option<(String, String)> },
     /// The file is what runs already: whatever was refused before is gone from there.

@@ -2,6 +2,8 @@
 //! is one whole frame. A message that comes in pieces is gathered, and a text is checked as it comes, so
 //! that what cannot become UTF-8 any more ends at once.
 
+use serde::{Deserialize, Serialize};
+
 /// What bounds a message.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -34,15 +36,16 @@ const fn violation<T>(code: u16, reason: &'static str) -> Result<T, Violation> {
 }
 
 /// Reads frames of one connection. At rest it keeps nothing.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Decoder {
     kept: Option<Box<Kept>>,
 }
 
 /// A message of which not all is there.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Kept {
     is_text: bool,
+    #[serde(with = "serde_bytes")]
     data: Vec<u8>,
     /// So much of a text is known to be UTF-8.
     valid: usize,

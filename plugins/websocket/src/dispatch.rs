@@ -7,13 +7,14 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use zeph_edge::{Cid, Link, Links, Outbox};
+use serde::{Deserialize, Serialize};
+use zeph_edge::{Cid, Link, Outbox, To};
 use zephserver_plugin::contract::request::{ROUTE, Request, answers};
 use zephserver_plugin::contract::room::{JOIN, Join, LEAVE, Leave};
 use zephserver_plugin::contract::session::{GET_USER_SESSION, GetUserSession, Identity, User};
 use zephserver_plugin::{Error, Handle, Result, tracing};
 
-use crate::inbox::{Inbox, first_cookie};
+use crate::inbox::{Answer, Inbox, asker, first_cookie};
 use crate::message::{self, Kind, Message};
 use crate::peer::{Open, Peer, Tokens, close, send_error};
 use crate::settings::Settings;
@@ -34,13 +35,38 @@ pub struct Services {
 }
 
 /// A question that is under way.
-enum Asked {
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Asked {
     /// Who says this hello?
     Hello { cid: Cid, room: String, id: Option<String>, token: u64 },
     /// Who sent this message, before it is looked at?
     Again { cid: Cid, text: String, token: u64 },
     /// The answer of a task?
     Task { cid: Cid, task: String, json: String, id: Option<String> },
+}
+
+impl Asked {
+    /// The peer that waits for it.
+    fn cid(&self) -> Cid {
+        match self {
+            Self::Hello { cid, .. } | Self::Again { cid, .. } | Self::Task { cid, .. } => *cid,
+        }
+    }
+}
+
+/// What other threads have for a peer.
+pub enum Note {
+    /// The answer to a question.
+    Answer(Asked, Answer),
+    /// The room service has forgotten it.
+    Announce,
+}
+
+/// The questions of one loop, as they are carried into the next generation.
+#[derive(Default, Serialize, Deserialize)]
+pub struct Questions {
+    asked: HashMap<u64, Asked>,
+    next_cookie: Option<u64>,
 }
 
 /// The questions of one loop.
@@ -51,25 +77,41 @@ pub struct Dispatch {
     tokens: Tokens,
     asked: HashMap<u64, Asked>,
     next_cookie: u64,
+    /// The room service did not take one of its peers back.
+    is_room_lost: bool,
     /// Used again and again.
     payload: Vec<u8>,
     reply: Vec<u8>,
 }
 
 impl Dispatch {
-    pub fn new(services: Services, settings: Arc<Settings>, inbox: Arc<Inbox>, number: usize) -> Self {
-        // Answers find their way by name: those to another generation's questions must not fit ours.
-        let next_cookie = first_cookie(number, RandomState::new().build_hasher().finish());
+    /// The questions of a loop. `asked` are those of a generation before, to which answers may come still.
+    pub fn new(
+        (services, settings): (Services, Arc<Settings>),
+        (inbox, tokens): (Arc<Inbox>, Tokens),
+        number: usize,
+        questions: Vec<Questions>,
+    ) -> Self {
+        // Answers find their way by name: those to another life's questions must not fit ours.
+        let random = RandomState::new().build_hasher().finish();
+        let inherited = questions.iter().filter_map(|questions| questions.next_cookie);
+        let next_cookie = inherited.into_iter().find(|cookie| asker(*cookie) == number);
         Self {
             services,
             settings,
             inbox,
-            tokens: Tokens::default(),
-            asked: HashMap::new(),
-            next_cookie,
+            tokens,
+            asked: questions.into_iter().flat_map(|questions| questions.asked).collect(),
+            next_cookie: next_cookie.unwrap_or_else(|| first_cookie(number, random)),
+            is_room_lost: false,
             payload: Vec::new(),
             reply: Vec::new(),
         }
+    }
+
+    /// The questions that are under way, to be carried.
+    pub fn questions(&self) -> (&HashMap<u64, Asked>, u64) {
+        (&self.asked, self.next_cookie)
     }
 
     /// One message of a peer.
@@ -112,11 +154,9 @@ impl Dispatch {
         }
     }
 
-    fn cookie(&mut self, asked: Asked) -> u64 {
-        let cookie = self.next_cookie;
+    fn cookie(&mut self) -> u64 {
         self.next_cookie += 1;
-        self.asked.insert(cookie, asked);
-        cookie
+        self.next_cookie - 1
     }
 
     /// Asks who sent a message; the peer's next one waits for the answer.
@@ -130,13 +170,17 @@ impl Dispatch {
             return send_error(link.outbox, &too_many(), name, message.id);
         }
         let question = GetUserSession::encode(&open.facts, message.text.as_bytes());
-        let cookie = self.cookie(asked);
+        let cookie = self.cookie();
         let (session, limit) = (&self.services.session, self.settings.session_timeout);
         let mut reply = Vec::new();
         match session.begin_into(GET_USER_SESSION, &question, cookie, limit, &mut reply) {
-            Ok(Some(_)) => link.pause(),
-            Ok(None) => self.answered(link, cookie, Ok(reply)),
-            Err(error) => self.answered(link, cookie, Err(error)),
+            Ok(Some(_)) => {
+                // The answer may be in the inbox already: it is looked at on this thread, later.
+                self.asked.insert(cookie, asked);
+                link.pause();
+            }
+            Ok(None) => self.answered(link, &asked, &Ok(reply)),
+            Err(error) => self.answered(link, &asked, &Err(error)),
         }
     }
 
@@ -158,13 +202,11 @@ impl Dispatch {
         self.payload.clear();
         request.encode(&mut self.payload);
         self.reply.clear();
-        let cookie = self.next_cookie;
-        self.next_cookie += 1;
+        let cookie = self.cookie();
         let router = &self.services.router;
         match router.begin_into(ROUTE, &self.payload, cookie, LONGEST, &mut self.reply) {
             Ok(None) => send_answers(link.outbox, (task, json), &self.reply, message.id),
             Ok(Some(_)) => {
-                // The answer may be in the inbox already: it is looked at on this thread, later.
                 open.asked += 1;
                 let id = message.id.map(str::to_string);
                 self.asked
@@ -175,23 +217,22 @@ impl Dispatch {
     }
 
     /// An answer has come: to a hello, to a token, or to a task.
-    fn answered(&mut self, link: &mut Link<'_, Peer>, cookie: u64, answer: Result<Vec<u8>>) {
-        let Some(asked) = self.asked.remove(&cookie) else { return };
+    fn answered(&mut self, link: &mut Link<'_, Peer>, asked: &Asked, answer: &Answer) {
         if !matches!(asked, Asked::Task { .. }) {
             link.resume();
         }
         let Peer::Open(open) = &mut *link.peer else { return };
         match asked {
             Asked::Hello { room, id, token, .. } => {
-                if let Err(error) = self.join(link, &room, answer, token) {
+                if let Err(error) = self.join(link, room, answer, *token) {
                     send_error(link.outbox, &error, None, id.as_deref());
                 }
             }
             Asked::Again { text, token, .. } => {
-                let message = Message::read(&text);
+                let message = Message::read(text);
                 let Ok(Kind::Task { ref name, ref json, data }) = message.kind else { return };
                 let room = open.joined.as_ref().map(|joined| joined.room.to_string()).unwrap_or_default();
-                match self.join(link, &room, answer, token) {
+                match self.join(link, &room, answer, *token) {
                     Ok(()) => self.task(link, &message, (name, json), data),
                     Err(error) => send_error(link.outbox, &error, Some(name), message.id),
                 }
@@ -199,8 +240,8 @@ impl Dispatch {
             Asked::Task { task, json, id, .. } => {
                 open.asked = open.asked.saturating_sub(1);
                 match answer {
-                    Ok(reply) => send_answers(link.outbox, (&task, &json), &reply, id.as_deref()),
-                    Err(error) => send_error(link.outbox, &error, Some(&task), id.as_deref()),
+                    Ok(reply) => send_answers(link.outbox, (task, json), reply, id.as_deref()),
+                    Err(error) => send_error(link.outbox, error, Some(task), id.as_deref()),
                 }
             }
         }
@@ -208,8 +249,9 @@ impl Dispatch {
 
     /// A peer joins a room as who the session service says it is. A refusal leaves it where and who it
     /// was.
-    fn join(&self, link: &mut Link<'_, Peer>, room: &str, answer: Result<Vec<u8>>, token: u64) -> Result<()> {
-        let identity: Option<Identity> = serde_json::from_slice(&answer?).map_err(|error| {
+    fn join(&self, link: &mut Link<'_, Peer>, room: &str, answer: &Answer, token: u64) -> Result<()> {
+        let answer = answer.as_ref().map_err(Error::clone)?;
+        let identity: Option<Identity> = serde_json::from_slice(answer).map_err(|error| {
             Error::internal(format!("{} answered with bad JSON: {error}", self.services.session.path()))
         })?;
         let Peer::Open(open) = &mut *link.peer else { return Ok(()) };
@@ -239,35 +281,35 @@ impl Dispatch {
     }
 
     /// Takes what other threads have put into the inbox.
-    pub fn woken(&mut self, links: &mut Links<'_, Peer>) {
+    pub fn woken(&mut self) -> Vec<(To, Note)> {
+        let mut notes = Vec::new();
         if self.inbox.take_announce() {
-            self.announce(links);
+            self.is_room_lost = false;
+            notes.push((To::All, Note::Announce));
         }
         for (cookie, answer) in self.inbox.take() {
-            let cid = match self.asked.get(&cookie) {
-                Some(Asked::Hello { cid, .. } | Asked::Again { cid, .. } | Asked::Task { cid, .. }) => *cid,
-                None => continue,
-            };
-            match links.get(cid) {
-                Some(mut link) => self.answered(&mut link, cookie, answer),
-                // It has gone meanwhile.
-                None => drop(self.asked.remove(&cookie)),
+            if let Some(asked) = self.asked.remove(&cookie) {
+                notes.push((To::One(asked.cid()), Note::Answer(asked, answer)));
             }
+        }
+        notes
+    }
+
+    /// A note for a peer.
+    pub fn noted(&mut self, link: &mut Link<'_, Peer>, note: &Note) {
+        match note {
+            Note::Answer(asked, answer) => self.answered(link, asked, answer),
+            Note::Announce => self.announce(link),
         }
     }
 
     /// Tells a room service that began from nothing who is here.
-    fn announce(&self, links: &mut Links<'_, Peer>) {
-        let mut failed = None;
-        links.each(|link| {
-            if let Peer::Open(open) = &*link.peer
-                && let Some(joined) = &open.joined
-                && failed.is_none()
-            {
-                failed = self.send_join(link.cid, &joined.room, joined.user.as_ref(), true).err();
-            }
-        });
-        if let Some(error) = failed {
+    fn announce(&mut self, link: &Link<'_, Peer>) {
+        let Peer::Open(open) = &*link.peer else { return };
+        let Some(joined) = open.joined.as_ref().filter(|_| !self.is_room_lost) else { return };
+        if let Err(error) = self.send_join(link.cid, &joined.room, joined.user.as_ref(), true) {
+            // It is asked no further: each of them would wait. When it serves again, it is told again.
+            self.is_room_lost = true;
             tracing::warn!("the room service does not take its peers back: {error}");
         }
     }

@@ -23,6 +23,8 @@ use zephserver_plugin::{Host, tracing};
 const WAITING: usize = 256;
 /// A visit may take this long.
 const LONGEST_VISIT: Duration = Duration::from_secs(30);
+/// And this long at a stop.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 const PAGE: &str = include_str!("../web/index.html");
 const LIBRARY: &str = include_str!("../web/zephclient.js");
@@ -55,8 +57,9 @@ impl Visitors {
 }
 
 impl Visited {
-    /// Serves until the last loop has gone.
-    pub fn serve(mut self, host: Host, with_page: bool) -> io::Result<()> {
+    /// Serves until the last loop has gone. If another generation has taken over, who is here is served to the
+    /// end.
+    pub fn serve(mut self, host: Host, with_page: bool, is_replaced: impl Fn() -> bool) -> io::Result<()> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build()?;
         runtime.block_on(async {
@@ -76,9 +79,11 @@ impl Visited {
                     drop(place);
                 });
             }
+            let patience = if is_replaced() { LONGEST_VISIT } else { GOODBYE };
+            let _ = tokio::time::timeout(patience, places.acquire_many(WAITING as u32)).await;
         });
         // A question to the server may still be under way.
-        runtime.shutdown_timeout(Duration::from_secs(1));
+        runtime.shutdown_timeout(GOODBYE);
         Ok(())
     }
 }

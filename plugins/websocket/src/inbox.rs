@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
-use zephserver_plugin::Result;
+use serde::{Deserialize, Serialize};
+use zephserver_plugin::Error;
 
 /// A question's number: which loop asked is in its upper bits, below the SDK's own.
 const LOOP_SHIFT: u32 = 56;
@@ -18,23 +19,39 @@ pub fn asker(cookie: u64) -> usize {
     (cookie >> LOOP_SHIFT) as usize
 }
 
+/// What a service answered.
+pub type Answer = Result<Vec<u8>, Error>;
+
 /// Answers, by the cookie of their question.
 #[derive(Default)]
-pub struct Inbox(Mutex<Inner>);
+pub struct Inbox(Mutex<Letters>);
 
-#[derive(Default)]
-struct Inner {
-    answers: VecDeque<(u64, Result<Vec<u8>>)>,
+/// What lies in an inbox.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct Letters {
+    answers: VecDeque<(u64, Answer)>,
     /// The room service has forgotten its peers.
     announce: bool,
 }
 
 impl Inbox {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Letters> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn put(&self, cookie: u64, answer: Result<Vec<u8>>) {
+    /// What lies in it, to be carried.
+    pub fn letters(&self) -> Letters {
+        self.lock().clone()
+    }
+
+    /// Puts in what lay in another.
+    pub fn add(&self, letters: Letters) {
+        let mut inner = self.lock();
+        inner.answers.extend(letters.answers);
+        inner.announce |= letters.announce;
+    }
+
+    pub fn put(&self, cookie: u64, answer: Answer) {
         self.lock().answers.push_back((cookie, answer));
     }
 
@@ -42,7 +59,7 @@ impl Inbox {
         self.lock().announce = true;
     }
 
-    pub fn take(&self) -> VecDeque<(u64, Result<Vec<u8>>)> {
+    pub fn take(&self) -> VecDeque<(u64, Answer)> {
         std::mem::take(&mut self.lock().answers)
     }
 

@@ -1,6 +1,7 @@
 //! WebSocket clients: bytes to frames and back. Each file answers one question: [`handshake`] who may
 //! come in, [`codec`] what is a frame, [`message`] what is in it ([`scan`] reads its JSON), [`peer`] what is kept of a connection,
-//! [`sockets`] what its bytes mean, [`dispatch`] what a message means, [`http`] what else is served here.
+//! [`sockets`] what its bytes mean, [`dispatch`] what a message means, [`http`] what else is served here,
+//! [`crew`] how the loops keep together, and [`carry`] what passes to the next generation.
 
 mod settings;
 
@@ -9,25 +10,30 @@ mod handshake;
 mod message;
 mod scan;
 
+mod carry;
+mod crew;
 mod dispatch;
 mod http;
 mod inbox;
 mod peer;
 mod sockets;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use carry::Inheritance;
+use crew::{After, Crew};
 use dispatch::{Dispatch, Services};
 use inbox::Inbox;
+use peer::Tokens;
 use settings::Settings;
 use sockets::Sockets;
 use zeph_edge::{Doors, Framing, Limits, Loop, Peers, Waking};
 use zephserver_plugin::contract::event::{Change, SERVICE_CHANGED, ServiceChanged};
 use zephserver_plugin::contract::peer::{Delivery, SEND};
 use zephserver_plugin::{
-    Call, Declare, Error, Event, Host, Listener, Reply, Result, Service, Start, Stop, export, tracing,
+    Call, Declare, Error, Event, Host, Imported, Listener, Reply, Result, Service, Start, State, Stop,
+    export, tracing,
 };
 
 /// How long a connection may take to end after its close frame.
@@ -39,17 +45,27 @@ struct WebSocket {
     host: Host,
     settings: Arc<Settings>,
     services: Services,
-    peers: Arc<Peers>,
+    common: OnceLock<Common>,
     /// One for each loop.
     inboxes: Vec<Arc<Inbox>>,
+    crew: Crew,
     waking: Mutex<Vec<Waking>>,
     /// What `init` opened for `main`.
     opened: Mutex<Option<(Listener, Doors)>>,
+    /// What a generation before has left for `main`: one for each loop.
+    inherited: Mutex<Vec<Inheritance>>,
+}
+
+/// What all loops have in common: made here, or inherited.
+#[derive(Default)]
+struct Common {
+    peers: Arc<Peers>,
+    tokens: Tokens,
 }
 
 impl Service for WebSocket {
     fn declare(declare: Declare) -> Declare {
-        settings::declare(declare)
+        settings::declare(declare).state(carry::VERSION).reports_ready()
     }
 
     fn new(start: Start) -> Result<Self> {
@@ -63,13 +79,33 @@ impl Service for WebSocket {
             own: start.name().into(),
         };
         let inboxes = (0..settings.threads).map(|_| Arc::default()).collect();
-        let (waking, opened) = (Mutex::default(), Mutex::default());
-        Ok(Self { host, settings, services, peers: Arc::default(), inboxes, waking, opened })
+        Ok(Self {
+            host,
+            settings,
+            services,
+            common: OnceLock::new(),
+            inboxes,
+            crew: Crew::default(),
+            waking: Mutex::default(),
+            opened: Mutex::default(),
+            inherited: Mutex::default(),
+        })
+    }
+
+    fn import_state(&self, state: Imported<'_>) -> Result<()> {
+        let estate = carry::estate(state, self.settings.threads)?;
+        let common = Common { peers: Arc::new(estate.peers), tokens: estate.tokens };
+        self.common.set(common).map_err(|_| Error::internal("state was imported twice"))?;
+        *lock(&self.inherited) = estate.loops;
+        Ok(())
     }
 
     fn init(&self) -> Result<()> {
-        self.host.subscribe(SERVICE_CHANGED)?;
-        self.host.every(METRICS)?;
+        // Subscriptions and timers are inherited, too.
+        if lock(&self.inherited).is_empty() {
+            self.host.subscribe(SERVICE_CHANGED)?;
+            self.host.every(METRICS)?;
+        }
         self.open()
     }
 
@@ -80,50 +116,62 @@ impl Service for WebSocket {
             return self.main(stop);
         };
         let (visitors, visited) = http::visitors();
+        let mut inherited = std::mem::take(&mut *lock(&self.inherited));
+        inherited.resize_with(self.settings.threads, Inheritance::default);
+        let connections: Vec<_> =
+            inherited.iter_mut().map(|one| std::mem::take(&mut one.connections)).collect();
         let protocol = |number: usize| {
+            let Inheritance { questions, letters, .. } = std::mem::take(&mut inherited[number]);
             let inbox = self.inboxes[number].clone();
-            let dispatch = Dispatch::new(self.services.clone(), self.settings.clone(), inbox, number);
+            letters.into_iter().for_each(|letters| inbox.add(letters));
+            let common = (self.services.clone(), self.settings.clone());
+            let dispatch = Dispatch::new(common, (inbox, self.common().tokens), number, questions);
             Sockets { settings: self.settings.clone(), dispatch, visitors: visitors.clone() }
         };
-        let limits = Limits {
-            connections: self.settings.connections,
-            connections_per_address: self.settings.connections_per_address,
-            backlog: self.settings.backlog,
-            linger: LINGER,
-        };
-        let framing = Framing {
-            length: codec::frame_length,
-            too_slow: codec::close_frame(1008, "too slow: too much waits for you"),
-            refused: handshake::TOO_MANY.into(),
-        };
-        let mut loops = doors.loops(listener.into_std(), &self.peers, &limits, framing, protocol)?;
+        let loops =
+            doors.loops(listener.into_std(), &self.common().peers, &self.limits(), framing(), protocol)?;
         drop(visitors);
-        let all_end = &AtomicBool::new(false);
-        let run = |mut one: Loop<Sockets>| {
-            // If one loop ends, however it does, all end: then the service begins anew.
-            let _ending = Ending(self, all_end);
-            one.run(|| stop.is_set() || all_end.load(Ordering::Relaxed))
-        };
+        self.crew.begin(loops.len());
         std::thread::scope(|scope| {
             let named = |name: &str| std::thread::Builder::new().name(name.into());
             named("websocket-http").spawn_scoped(scope, move || {
-                let served = visited.serve(self.host.clone(), self.settings.page);
+                let served = visited.serve(self.host.clone(), self.settings.page, || self.crew.has_left());
                 served.unwrap_or_else(|error| tracing::error!("no HTTP: {error}"));
             })?;
-            let (first, run) = (loops.remove(0), &run);
+            let mut crew = loops.into_iter().zip(connections).enumerate();
+            let run = move |(number, (mut one, connections)): (usize, (Loop<Sockets>, _))| {
+                // If one loop ends, however it does, all end: then the service begins anew.
+                let _ending = Ending(self);
+                one.adopt(connections)?;
+                self.run(number, &mut one, stop)
+            };
+            let first = crew.next();
             let spawn = |one| named("websocket-loop").spawn_scoped(scope, move || run(one));
-            let others = loops.into_iter().map(spawn).collect::<std::io::Result<Vec<_>>>();
-            let others = others.inspect_err(|_| drop(Ending(self, all_end)))?;
-            let ended = run(first);
+            let others = crew.map(spawn).collect::<std::io::Result<Vec<_>>>();
+            let others = others.inspect_err(|_| drop(Ending(self)))?;
+            let ended = first.map_or(Ok(()), run);
             for other in others {
                 other.join().map_err(|_| Error::internal("a loop panicked"))??;
             }
-            Ok(ended?)
+            ended
         })
     }
 
     fn disable(&self) {
+        self.crew.wake();
         self.wake_all();
+    }
+
+    fn freeze(&self) -> Result<()> {
+        self.crew.freeze(|| self.wake_all())
+    }
+
+    fn thaw(&self) {
+        self.crew.thaw();
+    }
+
+    fn export_state(&self) -> Result<State> {
+        carry::whole(&self.common().peers, self.common().tokens, self.crew.carry()?)
     }
 
     fn call(&self, call: Call<'_>) -> Result<Reply> {
@@ -133,7 +181,7 @@ impl Service for WebSocket {
                 // Encoded once for all of them.
                 let mut frame = Vec::with_capacity(delivery.frame.len() + 10);
                 codec::write_text(&mut frame, delivery.frame);
-                let reached = self.peers.send(delivery.cids(), &frame);
+                let reached = self.common().peers.send(delivery.cids(), &frame);
                 call.reply(&reached.to_le_bytes())
             }
             _ => call.unknown_method(),
@@ -143,11 +191,10 @@ impl Service for WebSocket {
     fn event(&self, event: Event<'_>) -> Result<()> {
         match event {
             Event::Reply { cookie, result, .. } => {
-                let asker = inbox::asker(cookie);
-                if let Some(inbox) = self.inboxes.get(asker) {
-                    inbox.put(cookie, result.map(<[u8]>::to_vec));
-                    lock(&self.waking).get(asker).inspect(|waking| waking.wake());
-                }
+                // A generation before may have had more loops.
+                let asker = inbox::asker(cookie) % self.inboxes.len();
+                self.inboxes[asker].put(cookie, result.map(<[u8]>::to_vec));
+                lock(&self.waking).get(asker).inspect(|waking| waking.wake());
             }
             Event::Published { name: SERVICE_CHANGED, payload } => {
                 let changed: ServiceChanged = serde_json::from_slice(payload)?;
@@ -164,16 +211,37 @@ impl Service for WebSocket {
 }
 
 /// Ends the other loops with this one.
-struct Ending<'a>(&'a WebSocket, &'a AtomicBool);
+struct Ending<'a>(&'a WebSocket);
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        self.1.store(true, Ordering::Relaxed);
+        self.0.crew.end();
         self.0.wake_all();
     }
 }
 
+fn framing() -> Framing {
+    Framing {
+        length: codec::frame_length,
+        too_slow: codec::close_frame(1008, "too slow: too much waits for you"),
+        refused: handshake::TOO_MANY.into(),
+    }
+}
+
 impl WebSocket {
+    fn common(&self) -> &Common {
+        self.common.get_or_init(Common::default)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            connections: self.settings.connections,
+            connections_per_address: self.settings.connections_per_address,
+            backlog: self.settings.backlog,
+            linger: LINGER,
+        }
+    }
+
     /// Opens what `main` runs on.
     fn open(&self) -> Result<()> {
         let doors = Doors::open(self.settings.threads)?;
@@ -182,12 +250,38 @@ impl WebSocket {
         Ok(())
     }
 
+    /// One loop, from when it has its connections to when it has none.
+    fn run(&self, number: usize, one: &mut Loop<Sockets>, stop: &Stop) -> Result<()> {
+        self.crew.adopted()?;
+        if number == 0 {
+            self.host.ready()?;
+        }
+        // Until then the connections are another generation's.
+        if !self.host.until_serving() {
+            return Ok(());
+        }
+        // What was in the inbox of a generation before is in ours.
+        lock(&self.waking).get(number).inspect(|waking| waking.wake());
+        loop {
+            one.run(|| stop.is_set() || self.crew.is_called())?;
+            let part = || carry::part(one, &self.inboxes[number]);
+            match self.crew.rest(number, || stop.is_set(), part) {
+                After::Run => {}
+                After::Leave => {
+                    one.abandon();
+                    return Ok(());
+                }
+                After::End => return Ok(one.end()?),
+            }
+        }
+    }
+
     fn wake_all(&self) {
         lock(&self.waking).iter().for_each(Waking::wake);
     }
 
     fn show_figures(&self) -> Result<()> {
-        let figures = self.peers.figures();
+        let figures = self.common().peers.figures();
         self.host.metrics(&serde_json::json!({
             "connections": figures.connections,
             "accepted": figures.accepted,

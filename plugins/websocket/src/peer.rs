@@ -1,9 +1,11 @@
 //! One connection, from its first byte to its last: head, then frames.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+use siphasher::sip::SipHasher13;
 use zeph_edge::{Link, Outbox};
 use zephserver_plugin::Error;
 use zephserver_plugin::contract::peer::Peer as Facts;
@@ -18,6 +20,7 @@ pub const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 pub const SESSION_OVER: u16 = 4401;
 
 /// What an edge keeps of a connection.
+#[derive(Serialize, Deserialize)]
 pub enum Peer {
     /// The head of its request is not complete yet.
     Head,
@@ -28,18 +31,24 @@ pub enum Peer {
 }
 
 /// A peer on the path of the bare echo.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Echo {
     pub decoder: Decoder,
+    #[serde(skip)]
     pub pinged: Option<Instant>,
 }
 
 /// A peer that has upgraded.
+#[derive(Serialize, Deserialize)]
 pub struct Open {
     pub decoder: Decoder,
-    /// When it was sent a ping that nothing came after yet.
+    /// When it was sent a ping that nothing came after yet. Not carried: it is sent another one in time.
+    #[serde(skip)]
     pub pinged: Option<Instant>,
+    /// Seconds since 1970 at which it came.
+    pub since: u64,
     /// The facts of its connection, as JSON.
+    #[serde(with = "serde_bytes")]
     pub facts: Box<[u8]>,
     pub joined: Option<Joined>,
     /// Hash of the token that its identity rests on; 0: none.
@@ -53,6 +62,7 @@ pub struct Open {
 }
 
 /// Where a peer is, and who.
+#[derive(Serialize, Deserialize)]
 pub struct Joined {
     pub room: Box<str>,
     pub user: Option<User>,
@@ -63,7 +73,8 @@ impl Open {
         // Texts and numbers: always JSON.
         let facts = serde_json::to_vec(facts).unwrap_or_default().into();
         let (decoder, pinged, joined, expires) = (Decoder::default(), None, None, None);
-        Self { decoder, pinged, facts, joined, token: 0, expires, bad: 0, asked: 0 }
+        let since = since_1970().as_secs();
+        Self { decoder, pinged, since, facts, joined, token: 0, expires, bad: 0, asked: 0 }
     }
 
     /// It has joined as this.
@@ -75,19 +86,31 @@ impl Open {
 
     /// The time until its session ends; None: it does not.
     pub fn remaining(&self) -> Option<Duration> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.expires.map(|expires| Duration::from_secs(expires).saturating_sub(now))
+        self.expires.map(|expires| Duration::from_secs(expires).saturating_sub(since_1970()))
     }
 }
 
-/// Tells tokens apart without keeping them.
-#[derive(Default)]
-pub struct Tokens(RandomState);
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Tells tokens apart without keeping them, by a keyed hash. The key goes along where peers are carried.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub struct Tokens(u64, u64);
+
+impl Default for Tokens {
+    fn default() -> Self {
+        let random = || RandomState::new().build_hasher().finish();
+        Self(random(), random())
+    }
+}
 
 impl Tokens {
     /// Never 0.
     pub fn hash(&self, token: &str) -> u64 {
-        self.0.hash_one(token) | 1
+        let mut hasher = SipHasher13::new_with_keys(self.0, self.1);
+        hasher.write(token.as_bytes());
+        hasher.finish() | 1
     }
 }
 

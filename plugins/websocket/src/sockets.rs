@@ -4,12 +4,12 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use zeph_edge::{Cid, Link, Links, Protocol};
+use zeph_edge::{Cid, Link, Protocol, To};
 use zephserver_plugin::Error;
 use zephserver_plugin::contract::peer::Peer as Facts;
 
 use crate::codec::{self, Message};
-use crate::dispatch::{Dispatch, LONGEST};
+use crate::dispatch::{Dispatch, LONGEST, Note};
 use crate::handshake::{self, Reading};
 use crate::http::Visitors;
 use crate::peer::{HEAD_DEADLINE, Open, Peer, SESSION_OVER, close, send_error};
@@ -29,6 +29,7 @@ pub struct Sockets {
 
 impl Protocol for Sockets {
     type Peer = Peer;
+    type Note = Note;
 
     fn opened(&mut self, _: Cid) -> (Peer, Duration) {
         (Peer::Head, HEAD_DEADLINE)
@@ -88,8 +89,12 @@ impl Protocol for Sockets {
         }
     }
 
-    fn woken(&mut self, links: &mut Links<'_, Peer>) {
-        self.dispatch.woken(links);
+    fn woken(&mut self) -> Vec<(To, Note)> {
+        self.dispatch.woken()
+    }
+
+    fn noted(&mut self, link: &mut Link<'_, Peer>, note: &Note) {
+        self.dispatch.noted(link, note);
     }
 
     fn ending(&mut self, link: &mut Link<'_, Peer>) {

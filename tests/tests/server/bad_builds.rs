@@ -118,7 +118,7 @@ fn an_old_build_that_panics_in_thaw_is_open_again() {
     server.call("trouble", "add/1", "3").unwrap();
     server.install("trouble", &build("name=two state=1 fail=init"));
     server.ask("reload trouble").unwrap_err();
-    server.wait_log("thaw failed");
+    server.wait_log("thaw of the old instance failed");
     assert_eq!(server.call("trouble", "get/1", "").unwrap(), 3);
 }
 

@@ -11,6 +11,7 @@ mod commands;
 mod control;
 
 mod calls;
+mod carry;
 mod events;
 
 mod supervision;

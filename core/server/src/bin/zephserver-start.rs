@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use zephserver::{Error, Server, Settings};
 
 /// Prints a line. Who closed the pipe wants no more lines; the server goes on.
@@ -43,13 +44,14 @@ fn run(arguments: &Arguments) -> Result<u8, Error> {
     let settings = Settings::read(&arguments.settings)?;
     raise_open_files();
     // Before anything else: a signal at any time is a stop in order.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|source| no_signals(arguments, source))?;
-    let signals =
-        runtime.block_on(async { Signals::new() }).map_err(|source| no_signals(arguments, source))?;
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|source| Error::Io {
+        what: "cannot wait for signals; settings",
+        path: arguments.settings.clone(),
+        source,
+    })?;
     let server = Arc::new(Server::launch(settings.clone())?);
     let watched = server.clone();
-    std::thread::spawn(move || runtime.block_on(signals.forward(&watched)));
+    std::thread::spawn(move || forward(signals, &watched));
     say!("zephserver {} starts, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
     if server.wait_ready() {
         say_ready(&server, &settings, arguments);
@@ -80,10 +82,6 @@ fn raise_open_files() {
     }
 }
 
-fn no_signals(arguments: &Arguments, source: std::io::Error) -> Error {
-    Error::Io { what: "cannot wait for signals; settings", path: arguments.settings.clone(), source }
-}
-
 fn say_ready(server: &Server, settings: &Settings, arguments: &Arguments) {
     let services = server.control("services").unwrap_or_default();
     let states = services.as_array().into_iter().flatten();
@@ -95,32 +93,14 @@ fn say_ready(server: &Server, settings: &Settings, arguments: &Arguments) {
     say!("  stop it:  zephserver-stop --settings {}", arguments.settings.display());
 }
 
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn forward(mut self, server: &Server) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => server.request_stop(),
-                _ = self.interrupt.recv() => server.request_stop(),
-                _ = self.hang_up.recv() => {
-                    if let Err(error) = zephserver::reopen_log() {
-                        warn!("zephserver-start: the log file cannot be opened anew: {error}");
-                    }
-                }
-            }
+/// Not by the async runtime: its way of waiting for signals costs two descriptors in each copy of a plugin that
+/// has it built in.
+fn forward(mut signals: Signals, server: &Server) {
+    for signal in signals.forever() {
+        if signal != SIGHUP {
+            server.request_stop();
+        } else if let Err(error) = zephserver::reopen_log() {
+            warn!("zephserver-start: the log file cannot be opened anew: {error}");
         }
     }
 }

@@ -13,7 +13,8 @@ use crate::mailbox::OwnedEvent;
 use crate::registry::{Down, Slot};
 
 impl Bus {
-    pub(super) fn mail(&self, slot: u32, event: &Event<'_>) {
+    /// Tells a service an event from a thread of the pool.
+    pub fn mail(&self, slot: u32, event: &Event<'_>) {
         if let Some(slot) = self.registry.slot(u64::from(slot)) {
             self.post(slot, OwnedEvent::new(event));
         }
@@ -30,7 +31,7 @@ impl Bus {
         self.post(slot, OwnedEvent::new(event));
     }
 
-    /// Tells a service an event from a thread of the pool.
+    /// See [`Bus::mail`].
     pub fn post(&self, slot: &Slot, event: OwnedEvent) {
         if slot.mailbox.push(event) {
             // Never full: each slot is in it once at most.
@@ -89,6 +90,7 @@ impl Bus {
             EventKind::Timer => "event timer".into(),
             EventKind::Published | EventKind::Said => format!("event {}", event.name).into(),
             EventKind::Node => "event node".into(),
+            EventKind::Serving => "event serving".into(),
             EventKind::Unknown => "event".into(),
         };
         let _inside = frames::with(|thread| thread.enter(self.id, 0, slot.number, method.as_bytes()));

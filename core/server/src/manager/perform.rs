@@ -1,6 +1,6 @@
 //! What the supervisor wants done. Each action is a few steps, and none waits.
 
-use zeph_abi::{ServiceId, StopReason};
+use zeph_abi::{EventKind, ServiceId, StopReason};
 use zeph_contract::Error;
 use zeph_contract::event::Change;
 
@@ -78,6 +78,7 @@ impl Manager {
         self.bus.clock.keep_only(slot, serial);
         place.generation.store(life.generation, std::sync::atomic::Ordering::Relaxed);
         place.gate.admit(seat);
+        self.bus.mail(slot, &zeph_abi::Event::new(EventKind::Serving));
         let (name, generation) = (&place.name, life.generation);
         tracing::info!("{name}: ready (generation {generation}, {})", life.hash);
         self.tell_change(slot, Change::Ready);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use zeph_abi::{Seat, ServiceId, StopReason};
+use zeph_abi::{EventKind, Seat, ServiceId, StopReason};
 use zeph_contract::Error;
 use zeph_contract::event::Change;
 
@@ -116,12 +116,12 @@ impl Manager {
         Ok(())
     }
 
-    fn commit(&mut self, loaded: Arc<Loaded>, candidates: Vec<Candidate>) -> Result<(), Vec<Candidate>> {
+    fn commit(&mut self, loaded: Arc<Loaded>, candidates: Vec<Candidate>) -> Result<(), Error> {
         let is_held = |candidate: &Candidate| {
             self.containers.get(&candidate.slot).is_some_and(|container| container.reloading)
         };
         if self.is_stopping() || !candidates.iter().all(is_held) {
-            return Err(candidates);
+            return Err(Error::unavailable("the server stops"));
         }
         let library = loaded.name.clone();
         self.register(loaded.clone());
@@ -187,6 +187,7 @@ impl Manager {
         }
         place.generation.store(loaded.generation, Ordering::Relaxed);
         place.gate.admit(seat);
+        self.bus.mail(slot, &zeph_abi::Event::new(EventKind::Serving));
         tracing::info!("{}: generation {} serves", place.name, loaded.generation);
         // Without state it begins from nothing, and others may have to tell it again what it knew.
         self.tell_change(slot, if inherits { Change::Reloaded } else { Change::Ready });

@@ -3,7 +3,7 @@
 //! ```text
 //! check file → copy → open → truth → setup, info ─ the old one never noticed ─┐
 //! create new beside old                                                       │ any failure:
-//! handover only: shut gate → calls inside end (50 ms) → freeze → export       │ thaw, open,
+//! handover only: freeze → shut gate → calls inside end (50 ms) → export       │ thaw, open,
 //! (import →) init → main → ready                                              │ file is bad
 //! commit: swap, open gate ────────────────────────────────────────────────────┘
 //! old: drain, stop, destroy
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use serde_json::{Map, Value, json};
-use zeph_abi::{Instance, ReloadMode, ServiceDeclaration, ServiceId};
+use zeph_abi::{ReloadMode, ServiceDeclaration, ServiceId};
 use zeph_contract::{Code, Error};
 
 use crate::bus::Bus;
@@ -154,26 +154,16 @@ impl Reloader {
         let mut passages = Vec::new();
         let passed = self.pass(&old, &loaded, standing.subjects, &mut passages);
         let arrived = passed.and_then(|()| {
-            let services: Vec<_> = passages.iter().map(|passage| passage.subject.path.to_string()).collect();
-            let candidates = passages.drain(..).map(Passage::arrive).collect();
-            match self.ask(|ticket| Replacing::Commit { loaded: loaded.clone(), candidates, ticket })? {
-                Ok(()) => Ok(services),
-                // The server stops: the old instances are on their way out already.
-                Err(candidates) => {
-                    candidates.into_iter().for_each(|candidate| {
-                        self.dismiss(candidate.id, candidate.instance, &candidate.orders)
-                    });
-                    Err(Failed::later(Error::unavailable("the server stops")))
-                }
-            }
+            let candidates = passages.iter().map(Passage::arrive).collect();
+            let loaded = loaded.clone();
+            self.ask(|ticket| Replacing::Commit { loaded, candidates, ticket })?.map_err(Failed::later)
         });
-        let services = match arrived {
-            Ok(services) => services,
-            Err(failed) => {
-                passages.into_iter().for_each(|passage| self.turn_back(passage));
-                return Err(failed);
-            }
-        };
+        if let Err(failed) = arrived {
+            passages.into_iter().for_each(|passage| self.turn_back(passage));
+            return Err(failed);
+        }
+        let services: Vec<_> = passages.iter().map(|passage| passage.subject.path.to_string()).collect();
+        drop(passages);
         let ms = start.elapsed().as_secs_f64() * 1000.0;
         tracing::info!(
             "{library}: generation {} ({}) replaces {} ({}) in {ms:.1} ms",
@@ -217,7 +207,7 @@ impl Reloader {
         let ids = passages.iter().map(|passage| passage.subject.id).collect();
         let library = loaded.name.clone();
         self.ask(|ticket| Replacing::Hold { library, ids, ticket })?.map_err(Failed::later)?;
-        self.quiesce(passages)?;
+        self.still(passages)?;
         let limit = self.bus.limits.gate_timeout;
         let deadline = Instant::now() + limit;
         for passage in passages.iter_mut().filter(|passage| passage.hands_over) {
@@ -314,19 +304,21 @@ impl Reloader {
         checked.map(|checked| checked.values).map_err(refused)
     }
 
-    /// Shuts the gates of what hands over, and waits until nobody is inside. One after the other, callers
-    /// before those they call (they start later): shut all at once, two that call each other would wait
-    /// for each other.
-    fn quiesce(&self, passages: &[Passage]) -> Result<(), Failed> {
-        let hand_over = || passages.iter().filter(|passage| passage.hands_over);
+    /// Has what hands over rest: first its own threads, since these may call it, or wait for who does; then
+    /// its gate is shut, until nobody is inside. One gate after the other, callers before those they call (they
+    /// start later): shut all at once, two that call each other would wait for each other.
+    fn still(&self, passages: &mut [Passage]) -> Result<(), Failed> {
+        let limit = self.bus.limits.gate_timeout;
         for attempt in 1..=TRIES {
-            let is_quiet = |passage: &Passage| {
+            let mut hand_over = passages.iter_mut().filter(|passage| passage.hands_over);
+            hand_over.try_for_each(|passage| passage.freeze(limit))?;
+            let is_quiet = |passage: &&Passage| {
                 passage.subject.seat.shut();
                 passage.subject.seat.quiesce(Instant::now() + QUIET)
             };
-            let Some(busy) = hand_over().rev().find(|passage| !is_quiet(passage)) else { return Ok(()) };
+            let mut hand_over = passages.iter().rev().filter(|passage| passage.hands_over);
+            let Some(busy) = hand_over.find(|passage| !is_quiet(passage)) else { return Ok(()) };
             let methods = self.methods_inside(busy.subject.slot);
-            hand_over().for_each(|passage| passage.subject.seat.open());
             if attempt == TRIES {
                 // Given up: each further try would load another copy.
                 return Err(Failed::later(Error::timeout(format!(
@@ -336,36 +328,17 @@ impl Reloader {
                     QUIET.as_millis()
                 ))));
             }
+            passages.iter_mut().filter(|passage| passage.hands_over).for_each(Passage::go_on);
             std::thread::sleep(PAUSE);
         }
         Ok(())
     }
 
-    /// The new instance goes, the old one goes on.
-    fn turn_back(&self, passage: Passage) {
-        let Passage { subject, id, orders, instance, step, .. } = passage;
-        self.dismiss(id, instance, &orders);
-        let Step { lock, was_frozen } = step;
-        if was_frozen {
-            let (path, old) = (subject.path.clone(), subject.instance.clone());
-            let limit = Duration::from_millis(500);
-            // After a freeze that still runs, whenever that ends.
-            let thaw = move || {
-                let _turn = lock.lock();
-                old.thaw()
-            };
-            match within(Instant::now() + limit, thaw) {
-                Some(Ok(())) => {}
-                Some(Err(failure)) => tracing::error!("{path}: thaw failed: {failure}"),
-                None => tracing::error!("{}", too_long(&path.to_string(), "thaw", limit)),
-            }
-        }
-        subject.seat.open();
-    }
-
-    /// Ends an instance that never served. Its thread is to be its last owner, but for the one that
+    /// The old instance goes on, the new one goes. Its thread is to be its last owner, but for the one that
     /// asks it to stop.
-    fn dismiss(&self, id: ServiceId, instance: Arc<Instance>, orders: &Sender<Order>) {
+    fn turn_back(&self, mut passage: Passage) {
+        passage.go_on();
+        let Passage { id, orders, instance, .. } = passage;
         let _ = self.manager.send(Message::Replacing(Replacing::Forget { id }));
         let _ = within(Instant::now(), move || instance.stop(zeph_abi::StopReason::Failed));
         let _ = orders.try_send(Order::End(None));

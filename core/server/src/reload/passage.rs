@@ -14,6 +14,9 @@ use crate::messages::{Candidate, Subject};
 
 /// How long a new instance's main is looked at before it is let in.
 const PROBATION: Duration = Duration::from_millis(2);
+/// How long a thaw is waited for.
+const THAW: Duration = Duration::from_millis(500);
+
 /// A service on its way from one generation to the next.
 pub struct Passage {
     pub subject: Subject,
@@ -51,11 +54,25 @@ pub fn within<T: Send + 'static>(deadline: Instant, step: impl FnOnce() -> T + S
 }
 
 impl Passage {
+    /// Has the old instance's own threads rest.
+    pub fn freeze(&mut self, limit: Duration) -> Result<(), Failed> {
+        self.step.was_frozen = true;
+        self.ask_old("freeze", Instant::now() + limit, limit, |instance| instance.freeze())
+    }
+
     /// Takes the state of the old instance.
     pub fn export(&mut self, deadline: Instant, limit: Duration) -> Result<Exported, Failed> {
-        self.step.was_frozen = true;
-        self.ask_old("freeze", deadline, limit, |instance| instance.freeze())?;
         self.ask_old("export_state", deadline, limit, Instance::export_state)
+    }
+
+    /// Lets the old instance go on, as if nothing had been.
+    pub fn go_on(&mut self) {
+        if std::mem::take(&mut self.step.was_frozen) {
+            // After a freeze that still runs, whenever that ends.
+            let thawed = self.ask_old("thaw", Instant::now() + THAW, THAW, Instance::thaw);
+            thawed.unwrap_or_else(|failed| tracing::error!("{}", failed.error.text));
+        }
+        self.subject.seat.open();
     }
 
     /// Runs a step of the old instance, one at a time.
@@ -134,16 +151,16 @@ impl Passage {
         }
     }
 
-    pub fn arrive(self) -> Candidate {
+    pub fn arrive(&self) -> Candidate {
         Candidate {
             slot: self.subject.slot,
             id: self.id,
-            orders: self.orders,
-            instance: self.instance,
-            values: self.values,
+            orders: self.orders.clone(),
+            instance: self.instance.clone(),
+            values: self.values.clone(),
             inherits: self.hands_over,
-            events: self.events,
-            returned: self.returned,
+            events: self.events.clone(),
+            returned: self.returned.clone(),
         }
     }
 }

@@ -1,0 +1,117 @@
+//! The edge as one generation carries it to the next: version 1. The descriptors of the sockets go beside the
+//! bytes, in the order of the connections.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+use zeph_edge::{Carried, CarriedPeers, Cid, Loop, Peers};
+use zephserver_plugin::{Error, Imported, Result, State};
+
+use crate::crew::Part;
+use crate::dispatch::{Asked, Questions};
+use crate::inbox::{Inbox, Letters};
+use crate::peer::{Peer, Tokens};
+use crate::sockets::Sockets;
+
+/// Version of what is carried.
+pub const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Whole {
+    peers: CarriedPeers,
+    tokens: Tokens,
+    loops: Vec<ByteBuf>,
+}
+
+#[derive(Serialize)]
+struct Leaving<'a> {
+    connections: Vec<Carried<&'a Peer>>,
+    questions: Under<'a>,
+    letters: Letters,
+}
+
+/// [`Questions`], lent.
+#[derive(Serialize)]
+struct Under<'a> {
+    asked: &'a std::collections::HashMap<u64, Asked>,
+    next_cookie: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Coming {
+    connections: Vec<Carried<Peer>>,
+    questions: Questions,
+    letters: Letters,
+}
+
+/// What a loop takes over.
+#[derive(Default)]
+pub struct Inheritance {
+    pub connections: Vec<(OwnedFd, Carried<Peer>)>,
+    pub questions: Vec<Questions>,
+    pub letters: Vec<Letters>,
+}
+
+/// What the loops of an edge take over, and what is common to them.
+pub struct Estate {
+    pub peers: Peers,
+    pub tokens: Tokens,
+    /// One for each loop.
+    pub loops: Vec<Inheritance>,
+}
+
+/// What one loop leaves.
+pub fn part(one: &mut Loop<Sockets>, inbox: &Inbox) -> Result<Part> {
+    let letters = inbox.letters();
+    let (bytes, sockets) = one.carried(|connections, protocol| {
+        let (asked, next_cookie) = protocol.dispatch.questions();
+        let questions = Under { asked, next_cookie: Some(next_cookie) };
+        encode(&Leaving { connections, questions, letters })
+    });
+    Ok((bytes?, sockets.iter().map(AsRawFd::as_raw_fd).collect()))
+}
+
+/// All that an edge leaves.
+pub fn whole(peers: &Peers, tokens: Tokens, parts: Vec<Part>) -> Result<State> {
+    let (loops, sockets): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+    let loops = loops.into_iter().map(ByteBuf::from).collect();
+    let mut state = State::bytes(encode(&Whole { peers: peers.carried(), tokens, loops })?);
+    for socket in sockets.iter().flatten() {
+        state.push_fd(socket);
+    }
+    Ok(state)
+}
+
+/// Takes over what an edge has left, for so many loops.
+pub fn estate(state: Imported<'_>, loops: usize) -> Result<Estate> {
+    let Whole { peers, tokens, loops: parts } = decode(state.bytes)?;
+    let mut estate: Vec<Inheritance> = (0..loops).map(|_| Inheritance::default()).collect();
+    let mut cids: Vec<Cid> = Vec::with_capacity(state.fds());
+    for (number, part) in parts.iter().enumerate() {
+        let Coming { connections, questions, letters } = decode(part)?;
+        // By number, as the answers to its questions find their loop.
+        let heir = &mut estate[number % loops];
+        for connection in connections {
+            let socket = state.fd(cids.len())?;
+            cids.push(connection.cid());
+            heir.connections.push((socket, connection));
+        }
+        heir.questions.push(questions);
+        heir.letters.push(letters);
+    }
+    if cids.len() != state.fds() {
+        let text = format!("{} connections, but {} sockets were handed over", cids.len(), state.fds());
+        return Err(Error::internal(text));
+    }
+    Ok(Estate { peers: Peers::restored(&peers, cids.into_iter()), tokens, loops: estate })
+}
+
+fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
+    rmp_serde::to_vec_named(value).map_err(|error| Error::internal(format!("state: {error}")))
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    rmp_serde::from_slice(bytes).map_err(|error| Error::invalid(format!("state of an edge: {error}")))
+}
