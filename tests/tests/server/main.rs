@@ -13,6 +13,7 @@ mod control;
 mod calls;
 mod events;
 
+mod history;
 mod supervision;
 
 mod bad_builds;
