@@ -14,8 +14,9 @@
 //!
 //! Reading order: `server` is the life of the whole; [`settings`] and `inventory` say what is to
 //! live; `manager` owns what lives and asks `supervisor` what to do; `loader` and `reload` bring
-//! in code; `bus` carries calls and events, with `registry`, `pending`, `pool`, `clock`, `mailbox`,
-//! `subscriptions` and `frames` as its parts; `host` is the plugins' way in, `control` the operator's.
+//! in code; `history` keeps what happened; `bus` carries calls and events, with `registry`, `pending`,
+//! `pool`, `clock`, `mailbox`, `subscriptions` and `frames` as its parts; `host` is the plugins' way in,
+//! `control` the operator's.
 
 #![forbid(unsafe_code)]
 
@@ -24,6 +25,7 @@ pub mod phase;
 mod server;
 pub mod settings;
 
+mod history;
 mod inventory;
 mod lock;
 mod logging;

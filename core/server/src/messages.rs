@@ -125,7 +125,12 @@ pub enum Replacing {
     /// Send me what this new instance tells.
     Candidate { id: ServiceId, events: Sender<life::Event> },
     /// The new instances serve from now on.
-    Commit { loaded: Arc<Loaded>, candidates: Vec<Candidate>, ticket: Sender<Result<(), Error>> },
+    Commit {
+        loaded: Arc<Loaded>,
+        origin: Origin,
+        candidates: Vec<Candidate>,
+        ticket: Sender<Result<(), Error>>,
+    },
     /// Nothing has changed; the file (its hash) is not to be tried again for this reason.
     Abort { library: String, refused: Option<(String, String)> },
     /// The file is what runs already: whatever was refused before is gone from there.
@@ -175,6 +180,16 @@ pub enum Origin {
     Asked,
     /// The file changed.
     Watched,
+}
+
+impl Origin {
+    /// The cause that the history gives.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Asked => "asked: reload",
+            Self::Watched => "its file changed",
+        }
+    }
 }
 
 /// Work for the reload thread.

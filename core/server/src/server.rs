@@ -1,8 +1,8 @@
 //! The life of the whole: in which order things begin and end, and nothing else.
 //!
-//! lock → log → control (so that a hanging start can be seen and stopped) → cluster → libraries and
-//! their settings → services → ready; and back: services in reverse → cluster → control socket's file
-//! → lock → whoever asked for the stop is answered.
+//! lock → log → history → control (so that a hanging start can be seen and stopped) → cluster →
+//! libraries and their settings → services → ready; and back: services in reverse → cluster → history →
+//! control socket's file → lock → whoever asked for the stop is answered.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,6 +16,7 @@ use zeph_cluster::{Engine, Local};
 use crate::bus::Bus;
 use crate::control::{Control, Desk};
 use crate::error::{Error, exit};
+use crate::history::{Entry, History, SERVER, What};
 use crate::host::HostTable;
 use crate::inventory::{self, Inventory};
 use crate::listener::Listeners;
@@ -65,6 +66,7 @@ struct Core {
     jobs: Sender<Job>,
     listeners: Arc<Listeners>,
     engine: Arc<OnceLock<Box<dyn Engine>>>,
+    history: History,
     desk: Desk,
     error: Mutex<Option<Error>>,
     ended: Mutex<Option<Ended>>,
@@ -97,8 +99,14 @@ fn parts(settings: Settings) -> (Core, Queues) {
     let (manager, messages) = messages::queue();
     let (jobs, job_queue) = crossbeam_channel::bounded(JOBS);
     let bus = Arc::new(Bus::new(settings.limits.clone(), manager.clone()));
-    let desk =
-        Desk { bus: bus.clone(), manager: manager.clone(), jobs: jobs.clone(), phases: phases.clone() };
+    let history = History::default();
+    let desk = Desk {
+        bus: bus.clone(),
+        manager: manager.clone(),
+        jobs: jobs.clone(),
+        phases: phases.clone(),
+        history: history.clone(),
+    };
     let core = Core {
         settings,
         phases,
@@ -107,6 +115,7 @@ fn parts(settings: Settings) -> (Core, Queues) {
         jobs,
         listeners: Arc::default(),
         engine: Arc::default(),
+        history,
         desk,
         error: Mutex::new(None),
         ended: Mutex::new(None),
@@ -150,6 +159,7 @@ impl Core {
             std::process::id(),
             self.settings.file.display()
         );
+        self.history.server_starts();
         remarks.iter().for_each(|remark| tracing::warn!("{}: {remark}", self.settings.file.display()));
         let (ticket, started) = crossbeam_channel::bounded(1);
         let gone = |_| Error::Stopped;
@@ -185,13 +195,16 @@ impl Server {
         let loader = Loader::new(&settings.state_path, core.host())
             .map(Arc::new)
             .map_err(Error::io("cannot make the folder STATE_PATH", &settings.state_path))?;
+        let writer = core.history.open(&settings.state_path);
         // Before any thread: where it cannot be opened, nothing is to be undone but the folder.
         let control = Control::open(&settings.control_socket, core.desk.clone())
             .map_err(Error::io("cannot open the control socket", &settings.control_socket))
             .inspect_err(|_| loader.clean_up(&settings.state_path))?;
         let queues = (core.manager.clone(), messages);
         let (bus, listeners, phases) = (core.bus.clone(), core.listeners.clone(), core.phases.clone());
-        let manager = Manager::new(bus, settings.clone(), listeners, phases, queues, core.jobs.clone());
+        let (history, jobs) = (core.history.clone(), core.jobs.clone());
+        let manager = Manager::new(bus, settings.clone(), listeners, phases, history, queues, jobs);
+        core.thread("history", move |_| writer.run())?;
         core.thread("manager", move |_| manager.run())?;
         core.thread("clock", |core| core.bus.run_clock())?;
         core.thread("mail", |core| core.bus.run_mail())?;
@@ -201,6 +214,7 @@ impl Server {
             settings: settings.clone(),
             loader: loader.clone(),
             manager: core.manager.clone(),
+            history: core.history.clone(),
         };
         core.thread("reload", move |_| reloader.run(job_queue))?;
         let of_bootstrap = loader.clone();
@@ -314,6 +328,7 @@ fn run_bootstrap(core: &Arc<Core>, loader: &Arc<Loader>) {
     };
     if core.phases.advance(Phase::Ready) {
         tracing::info!("ready");
+        core.history.record(Entry::new(SERVER, What::Ready));
     }
     // The watcher lives in this thread.
     core.phases.wait(Phase::Stopping);
@@ -337,7 +352,10 @@ fn end(core: &Arc<Core>, lock: Lock, control: Control, loader: &Loader, had_log:
         }
     } else {
         tracing::info!("stopped");
+        core.history.record(how_it_ended(error.as_ref(), &left_behind));
     }
+    // Before the next server may have the files.
+    core.history.close();
     control.remove_file();
     drop(lock);
     core.bus.stop();
@@ -346,6 +364,16 @@ fn end(core: &Arc<Core>, lock: Lock, control: Control, loader: &Loader, had_log:
     let error = error.filter(|error| !matches!(error, Error::Stopped));
     *core.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(Ended { error, left_behind });
     core.phases.advance(Phase::Stopped);
+}
+
+fn how_it_ended(error: Option<&Error>, left_behind: &[String]) -> Entry {
+    let stopped = Entry::new(SERVER, What::Stopped);
+    match error {
+        None if left_behind.is_empty() => stopped,
+        None => stopped.because(&format!("left behind: {}", left_behind.join(", "))),
+        Some(Error::Stopped) => stopped.because("while it started"),
+        Some(error) => Entry::new(SERVER, What::Failed).because(&error.to_string()),
+    }
 }
 
 fn remove_if_empty(log: &Path) {

@@ -14,6 +14,7 @@ mod calls;
 mod carry;
 mod events;
 
+mod history;
 mod supervision;
 
 mod bad_builds;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use zeph_contract::Error;
 
 use crate::bus::Bus;
+use crate::history::History;
 use crate::manager::unknown_verb;
 use crate::messages::{Command, Job, Message, Origin, Ticket};
 use crate::phase::{Phase, Phases};
@@ -17,6 +18,8 @@ const VERBS: &[(&str, &str)] = &[
     ("status", "how everything stands"),
     ("services", "[NAME] the services and where each stands"),
     ("plugins", "what is loaded, and what lies in PLUGIN_PATH"),
+    ("history", "[NAME] [--limit N] what happened, the newest last"),
+    ("why", "NAME where it stands, and how it came to that"),
     ("start", "NAME make it, if need be, and start it"),
     ("disable", "NAME stop it; no call brings it back"),
     ("restart", "NAME stop and start it"),
@@ -34,6 +37,7 @@ pub struct Desk {
     pub manager: Sender<Message>,
     pub jobs: Sender<Job>,
     pub phases: Phases,
+    pub history: History,
 }
 
 impl Desk {
@@ -53,6 +57,8 @@ impl Desk {
             "status" => self.ask(Command::Status),
             "services" => self.ask(Command::Services((!rest.is_empty()).then(|| rest.into()))),
             "plugins" => self.ask(Command::Plugins),
+            "history" => self.history(rest),
+            "why" => self.why(&name(verb, rest)?),
             "start" => self.ask(Command::Start(name(verb, rest)?)),
             "disable" => self.ask(Command::Disable(name(verb, rest)?)),
             "restart" => self.ask(Command::Restart(name(verb, rest)?)),
@@ -64,7 +70,7 @@ impl Desk {
         }
     }
 
-    fn ask(&self, command: Command) -> Result<Value, Error> {
+    pub(super) fn ask(&self, command: Command) -> Result<Value, Error> {
         let (ticket, answer) = Ticket::new();
         let gone = || Error::unavailable("the server is stopping");
         self.manager.send(Message::Command(command, ticket)).map_err(|_| gone())?;
@@ -92,17 +98,20 @@ impl Desk {
             serde_json::from_str::<serde::de::IgnoredAny>(payload)
                 .map_err(|error| Error::invalid(format!("the payload is no JSON: {error}")))?;
         }
-        // A library's name means its service, where it has just one.
+        let service = self.service(name)?;
+        self.call_service(service["name"].as_str().unwrap_or(name), method, payload.as_bytes())
+    }
+
+    /// The one service that a name means: a library's name means its service, where it has just one.
+    pub(super) fn service(&self, name: &str) -> Result<Value, Error> {
         let services = self.ask(Command::Services(Some(name.into())))?;
-        let paths: Vec<&str> = services
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|service| service["name"].as_str())
-            .collect();
-        match paths.as_slice() {
-            [path] => self.call_service(path, method, payload.as_bytes()),
-            _ => Err(Error::invalid(format!("`{name}` has several services: {}", paths.join(", ")))),
+        match services.as_array().map(Vec::as_slice) {
+            Some([service]) => Ok(service.clone()),
+            several => {
+                let names = several.into_iter().flatten().filter_map(|service| service["name"].as_str());
+                let names = names.collect::<Vec<_>>().join(", ");
+                Err(Error::invalid(format!("`{name}` has several services: {names}")))
+            }
         }
     }
 

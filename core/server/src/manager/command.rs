@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 use zeph_contract::{Code, Error};
 
 use super::Manager;
+use crate::history::What;
 use crate::loader::Loaded;
 use crate::messages::{Command, Job, Listed, Ticket};
 use crate::settings::{ServicePath, ServiceSettings, check_service};
@@ -81,7 +82,7 @@ impl Manager {
 
     fn disable_one(&mut self, slot: u32, ticket: Ticket) {
         self.with(slot, |container| container.stop_tickets.push(ticket));
-        self.step(slot, Event::Stop);
+        self.wish(slot, Event::Stop, "asked: disable");
         self.answer_now(slot);
     }
 
@@ -91,10 +92,10 @@ impl Manager {
             .get(&slot)
             .is_some_and(|container| container.supervisor.state() != State::Available);
         if runs {
-            self.step(slot, Event::Stop);
+            self.wish(slot, Event::Stop, "asked: restart");
         }
         self.with(slot, |container| container.start_tickets.push(ticket));
-        self.step(slot, Event::Start);
+        self.wish(slot, Event::Start, "asked: restart");
         self.answer_now(slot);
     }
 
@@ -106,6 +107,7 @@ impl Manager {
         }
         self.order.retain(|known| *known != slot);
         if let Some(container) = self.containers.remove(&slot) {
+            container.record(What::Deleted, None);
             if let Some(life) = container.life {
                 let _ = life.orders.try_send(crate::life::Order::End(life.seat));
             }
@@ -126,10 +128,14 @@ impl Manager {
     }
 
     fn create_and(&mut self, name: String, command: Command, ticket: Ticket) {
+        let reason = match command {
+            Command::Ensure(..) => "a service asked for it",
+            _ => "asked: start",
+        };
         if let Ok(slots) = self.targets(&name) {
             return match command {
                 Command::Create(_) => ticket.answer(Ok(json!({"service": name, "state": "exists"}))),
-                _ => self.start_these(slots, ticket),
+                _ => self.start_these(slots, reason, ticket),
             };
         }
         let library = name.split('/').next().unwrap_or(&name).to_string();
@@ -158,17 +164,17 @@ impl Manager {
                 self.note(slot, State::Available);
                 ticket.answer(Ok(json!({"service": name, "state": "available"})));
             }
-            (Ok(slot), _) => self.start_these(vec![slot], ticket),
+            (Ok(slot), _) => self.start_these(vec![slot], reason, ticket),
         }
     }
 
-    fn start_these(&mut self, slots: Vec<u32>, ticket: Ticket) {
+    fn start_these(&mut self, slots: Vec<u32>, reason: &'static str, ticket: Ticket) {
         let mut parts = Vec::new();
         for slot in slots {
             let (part, receiver) = Ticket::new();
             parts.push(receiver);
             self.with(slot, |container| container.start_tickets.push(part));
-            self.step(slot, Event::Start);
+            self.wish(slot, Event::Start, reason);
             self.answer_now(slot);
         }
         Shared { ticket, parts }.gather();
@@ -195,7 +201,7 @@ impl Manager {
         match opened {
             Ok(loaded) => {
                 if !self.plugins.contains_key(&loaded.name) {
-                    self.register(loaded.into());
+                    self.register(loaded.into(), "a service of it was asked for");
                 }
                 self.on_command(command, ticket);
             }

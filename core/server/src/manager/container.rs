@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use zeph_abi::{Instance, Seat, ServiceId, StopReason};
 use zeph_contract::Error;
 
+use crate::history::{Entry, History, What, milliseconds};
 use crate::life::{Birth, Inherited, Order};
 use crate::loader::{Loaded, short};
 use crate::messages::Ticket;
@@ -33,6 +34,12 @@ pub struct Container {
     pub since: SystemTime,
     pub metrics: Value,
     pub checkpoint: Option<Inherited>,
+    history: History,
+    /// Generation and hash of its present instance, or of the one before.
+    build: Option<(u32, String)>,
+    /// Why it was told to start, and to stop.
+    pub start_reason: Option<&'static str>,
+    pub stop_reason: Option<&'static str>,
     /// Who waits until it runs.
     pub start_tickets: Vec<Ticket>,
     /// Who waits until it does not.
@@ -134,13 +141,23 @@ impl Retired {
         }
     }
 
+    /// It was replaced by a reload, and finishes its calls and jobs.
+    pub fn drains(&self) -> bool {
+        !self.is_drained
+    }
+
     pub fn generation(&self) -> u32 {
         self.life.generation
+    }
+
+    /// Its generation and hash.
+    pub fn build(&self) -> (u32, &str) {
+        (self.life.generation, self.life.hash.as_str())
     }
 }
 
 impl Container {
-    pub fn new(slot: u32, path: ServicePath, settings: ServiceSettings) -> Self {
+    pub fn new(slot: u32, path: ServicePath, settings: ServiceSettings, history: History) -> Self {
         Self {
             slot,
             path,
@@ -156,6 +173,10 @@ impl Container {
             since: SystemTime::now(),
             metrics: Value::Null,
             checkpoint: None,
+            history,
+            build: None,
+            start_reason: None,
+            stop_reason: None,
             start_tickets: Vec::new(),
             stop_tickets: Vec::new(),
         }
@@ -191,9 +212,50 @@ impl Container {
         }
     }
 
-    pub fn fail(&mut self, reason: String) {
+    /// Makes an instance the present one; answers the one before.
+    pub fn replace_life(&mut self, life: Life) -> Option<Life> {
+        self.build = Some((life.generation, life.hash.clone()));
+        self.life.replace(life)
+    }
+
+    /// It failed in this way, for this reason: no failure is without an entry in the history.
+    pub fn fail(&mut self, what: What, reason: String) {
+        self.record(what, Some(&reason));
         self.failure = Some(reason);
         self.failure_count += 1;
+    }
+
+    fn entry(&self, what: What) -> Entry {
+        let entry = Entry::new(self.path.to_string(), what);
+        match &self.build {
+            Some((generation, hash)) => entry.of_build(*generation, hash),
+            None => entry,
+        }
+    }
+
+    /// Notes what happened to it.
+    pub fn record(&self, what: What, cause: Option<&str>) {
+        let entry = self.entry(what);
+        self.history.record(match cause {
+            Some(cause) => entry.because(cause),
+            None => entry,
+        });
+    }
+
+    /// Notes what an event has led to from where it stood `before`. What actions do they note themselves.
+    pub fn record_step(&self, before: State, event: Event) {
+        match (before, event, self.supervisor.state()) {
+            (State::Stopping { .. }, Event::Gone, _)
+            | (State::Waiting { .. }, Event::Stop, State::Available) => {
+                self.record(What::Stopped, self.stop_reason);
+            }
+            (_, _, after @ State::Waiting { until, .. }) if after != before => {
+                let retry_at = SystemTime::now() + until.saturating_duration_since(Instant::now());
+                let entry = Entry { retry_at: Some(milliseconds(retry_at)), ..self.entry(What::Waiting) };
+                self.history.record(entry);
+            }
+            _ => {}
+        }
     }
 
     /// Lets nobody in any more.

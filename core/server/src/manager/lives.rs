@@ -1,12 +1,18 @@
 //! What instances tell: made, ready, returned, crashed, gone.
 
-use zeph_abi::{Readiness, ServiceId, StopReason, status::PANICKED};
+use zeph_abi::{Failure, Readiness, ServiceId, StopReason, status::PANICKED};
 
 use super::Manager;
 use super::container::Retired;
+use crate::history::{Entry, What};
 use crate::life;
 use crate::messages::Crash;
 use crate::supervisor::{Event, State};
+
+/// A panic, or an error that the service answered.
+fn how(failure: &Failure) -> What {
+    if failure.status == PANICKED { What::Crashed } else { What::Failed }
+}
 
 impl Manager {
     pub(super) fn on_life(&mut self, id: ServiceId, event: life::Event) {
@@ -35,7 +41,7 @@ impl Manager {
                 tracing::error!("{}: {step} failed: {failure}", self.bus.registry.name(slot));
                 self.with(slot, |container| {
                     container.main_runs(false);
-                    container.fail(format!("{step}: {failure}"));
+                    container.fail(how(&failure), format!("{step}: {failure}"));
                 });
                 self.ended(slot, Event::Failed);
             }
@@ -122,7 +128,7 @@ impl Manager {
         }
     }
 
-    pub(super) fn on_returned(&mut self, slot: u32, result: Result<(), zeph_abi::Failure>) {
+    pub(super) fn on_returned(&mut self, slot: u32, result: Result<(), Failure>) {
         let name = self.bus.registry.name(slot).to_string();
         let stopping = self
             .containers
@@ -132,16 +138,17 @@ impl Manager {
             Ok(()) if stopping => Event::Returned { well: true },
             Ok(()) => {
                 tracing::warn!("{name}: main returned without being asked to");
+                self.with(slot, |container| container.record(What::Returned, None));
                 Event::Returned { well: true }
             }
             Err(failure) if failure.status == PANICKED => {
                 tracing::error!("{name}: crashed in main: {failure}");
-                self.with(slot, |container| container.fail(format!("main {failure}")));
+                self.with(slot, |container| container.fail(What::Crashed, format!("main {failure}")));
                 Event::Crashed
             }
             Err(failure) => {
                 tracing::error!("{name}: main failed: {failure}");
-                self.with(slot, |container| container.fail(format!("main: {failure}")));
+                self.with(slot, |container| container.fail(What::Failed, format!("main: {failure}")));
                 Event::Returned { well: false }
             }
         };
@@ -178,13 +185,23 @@ impl Manager {
     pub(super) fn on_crash(&mut self, crash: Crash) {
         let id = ServiceId::instance(crash.slot, crash.serial);
         if !self.containers.get(&crash.slot).is_some_and(|container| container.is_now(id)) {
-            let name = self.bus.registry.name(crash.slot);
-            tracing::error!("{name}: an instance that was replaced {} in {}", crash.text, crash.step);
-            return;
+            return self.on_crash_of_old(id, &crash);
         }
         tracing::error!("{}: crashed in {}: {}", self.bus.registry.name(crash.slot), crash.step, crash.text);
-        self.with(crash.slot, |container| container.fail(format!("{} {}", crash.step, crash.text)));
+        let reason = format!("{} {}", crash.step, crash.text);
+        self.with(crash.slot, |container| container.fail(What::Crashed, reason));
         self.step(crash.slot, Event::Crashed);
+    }
+
+    fn on_crash_of_old(&self, id: ServiceId, crash: &Crash) {
+        let name = self.bus.registry.name(crash.slot);
+        tracing::error!("{name}: an instance that was replaced {} in {}", crash.text, crash.step);
+        // Of many calls that panic in one instance the first has told what there is to tell.
+        if let Some(retired) = self.retired.get(&id).filter(|retired| retired.drains()) {
+            let (generation, hash) = retired.build();
+            let cause = format!("{} of a replaced instance {}", crash.step, crash.text);
+            self.history.record(Entry::new(name, What::Crashed).of_build(generation, hash).because(&cause));
+        }
     }
 
     pub(super) fn on_drained(&mut self, id: ServiceId) {

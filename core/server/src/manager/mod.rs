@@ -24,6 +24,7 @@ use zeph_contract::Error;
 use zeph_contract::event::{Change, SERVICE_CHANGED, ServiceChanged};
 
 use crate::bus::Bus;
+use crate::history::{Entry, History, What};
 use crate::life;
 use crate::listener::Listeners;
 use crate::loader::Loaded;
@@ -52,6 +53,7 @@ pub struct Manager {
     settings: Arc<Settings>,
     listeners: Arc<Listeners>,
     phases: Phases,
+    history: History,
     messages: Receiver<Message>,
     sender: Sender<Message>,
     jobs: Sender<Job>,
@@ -80,6 +82,7 @@ impl Manager {
         settings: Arc<Settings>,
         listeners: Arc<Listeners>,
         phases: Phases,
+        history: History,
         (sender, messages): (Sender<Message>, Receiver<Message>),
         jobs: Sender<Job>,
     ) -> Self {
@@ -88,6 +91,7 @@ impl Manager {
             settings,
             listeners,
             phases,
+            history,
             messages,
             sender,
             jobs,
@@ -106,7 +110,7 @@ impl Manager {
 
     fn adopt(&mut self, loaded: Vec<Arc<Loaded>>, listed: Vec<Listed>) {
         for loaded in loaded {
-            self.register(loaded);
+            self.register(loaded, "the server starts");
         }
         for Listed { path, settings, .. } in listed {
             if let Err(error) = self.add(path, settings) {
@@ -115,8 +119,10 @@ impl Manager {
         }
     }
 
-    fn register(&mut self, loaded: Arc<Loaded>) {
+    fn register(&mut self, loaded: Arc<Loaded>, cause: &str) {
         self.generations += 1;
+        let entry = Entry::new(loaded.name.clone(), What::Loaded);
+        self.history.record(entry.of_build(loaded.generation, &loaded.hash).because(cause));
         self.plugins.insert(loaded.name.clone(), Plugin { loaded, refused: None });
     }
 
@@ -124,7 +130,8 @@ impl Manager {
     fn add(&mut self, path: ServicePath, settings: ServiceSettings) -> Result<u32, Error> {
         let slot = self.bus.registry.resolve(&path.to_string())?;
         slot.set_down(Down::Coming);
-        self.containers.insert(slot.number, Container::new(slot.number, path, settings));
+        let container = Container::new(slot.number, path, settings, self.history.clone());
+        self.containers.insert(slot.number, container);
         self.order.push(slot.number);
         Ok(slot.number)
     }
@@ -167,7 +174,8 @@ impl Manager {
             if container.supervisor.state() == State::Starting {
                 let step = container.life.as_ref().map_or("create", |life| life.step());
                 let limit = settings.start_timeout.as_secs_f64();
-                container.fail(format!("not ready within {limit} s (start_timeout); it hangs in {step}"));
+                let reason = format!("not ready within {limit} s (start_timeout); it hangs in {step}");
+                container.fail(What::Failed, reason);
             }
         });
     }
@@ -180,7 +188,7 @@ impl Manager {
             Message::Checkpoint(id, state) => self.on_checkpoint(id, state),
             Message::Crashed(crash) => self.on_crash(crash),
             Message::Called(_) if self.is_stopping() => {}
-            Message::Called(slot) => self.step(slot, Event::Called),
+            Message::Called(slot) => self.wish(slot, Event::Called, "it was called"),
             Message::Adopt(loaded, listed) => self.adopt(loaded, listed),
             Message::StartAll(ticket) => self.start_all(ticket),
             Message::StopAll(ticket) => self.stop_all(ticket),
@@ -204,6 +212,15 @@ impl Manager {
         }
     }
 
+    /// Takes somebody's wish that a service starts or stops; the history says why it did.
+    fn wish(&mut self, slot: u32, event: Event, reason: &'static str) {
+        self.with(slot, |container| match event {
+            Event::Stop => container.stop_reason = Some(reason),
+            _ => container.start_reason = Some(reason),
+        });
+        self.step(slot, event);
+    }
+
     /// Takes an event of a service: asks the supervisor and does what it says.
     fn step(&mut self, slot: u32, event: Event) {
         let Some(container) = self.containers.get_mut(&slot) else { return };
@@ -212,6 +229,7 @@ impl Manager {
         }
         let before = container.supervisor.state();
         let actions = container.supervisor.step(event, Instant::now(), roll());
+        container.record_step(before, event);
         for action in actions {
             self.perform(slot, action);
         }
@@ -225,6 +243,10 @@ impl Manager {
         let state = container.supervisor.state();
         if state != before {
             container.since = SystemTime::now();
+        }
+        if !matches!(state, State::Stopping { .. }) {
+            // Fulfilled, or without effect.
+            (container.start_reason, container.stop_reason) = (None, None);
         }
         if matches!(state, State::Enabled | State::Ended | State::Available) {
             container.wake = None;

@@ -6,6 +6,7 @@ use zeph_contract::event::Change;
 
 use super::Manager;
 use super::container::{Life, Retired};
+use crate::history::What;
 use crate::life;
 use crate::messages::from_life;
 use crate::registry::Down;
@@ -19,6 +20,7 @@ impl Manager {
                 self.with(slot, |container| {
                     container.restarts += 1;
                     container.main_runs(true);
+                    container.record(What::Ready, Some("its main runs again, in the same instance"));
                 });
                 self.order(slot, life::Order::Again);
                 self.reopen(slot);
@@ -52,16 +54,19 @@ impl Manager {
         }
         let loaded = match self.plugins.get(&container.path.library) {
             Some(plugin) => plugin.loaded.clone(),
-            None => return container.fail("its library is not open".into()),
+            None => return container.fail(What::Failed, "its library is not open".into()),
         };
         let Some(place) = self.bus.registry.slot(u64::from(slot)) else { return };
         place.set_down(Down::Coming);
         let id = ServiceId::instance(slot, place.next_serial());
         match life::begin(container.birth(&loaded, id), from_life(self.sender.clone(), id)) {
-            Ok(orders) => container.life = Some(Life::new(id, &loaded, orders)),
+            Ok(orders) => {
+                container.replace_life(Life::new(id, &loaded, orders));
+                container.record(What::Started, container.start_reason);
+            }
             Err(error) => {
                 // The start's time limit tries again.
-                container.fail(format!("no thread for it: {error}"));
+                container.fail(What::Failed, format!("no thread for it: {error}"));
             }
         }
     }
@@ -81,6 +86,7 @@ impl Manager {
         self.bus.mail(slot, &zeph_abi::Event::new(EventKind::Serving));
         let (name, generation) = (&place.name, life.generation);
         tracing::info!("{name}: ready (generation {generation}, {})", life.hash);
+        container.record(What::Ready, None);
         self.tell_change(slot, Change::Ready);
     }
 
@@ -151,7 +157,7 @@ impl Manager {
             tracing::error!(
                 "{name}: did not stop within {limit} s (stop_timeout); its thread is left behind"
             );
-            container.fail(format!("did not stop within {limit} s; left behind"));
+            container.fail(What::LeftBehind, format!("did not stop within {limit} s; left behind"));
             let id = life.id;
             self.forget_dealings(slot, id);
             self.left.insert(id, name);

@@ -12,10 +12,14 @@ use zeph_contract::event::Change;
 use super::Manager;
 use super::container::{Container, Life, Retired};
 use crate::bus::Bus;
+use crate::history::What;
 use crate::life;
 use crate::loader::Loaded;
-use crate::messages::{Candidate, Message, Replacing, Standing, Subject};
+use crate::messages::{Candidate, Message, Origin, Replacing, Standing, Subject};
 use crate::supervisor::{Event, State};
+
+/// Why a service starts that was not replaced.
+const NEW_BUILD: &str = "a new build was loaded";
 
 fn subject(container: &Container) -> Option<Subject> {
     let life = container.life.as_ref()?;
@@ -43,8 +47,8 @@ impl Manager {
             Replacing::Candidate { id, events } => {
                 self.candidates.insert(id, events);
             }
-            Replacing::Commit { loaded, candidates, ticket } => {
-                let done = self.commit(loaded, candidates);
+            Replacing::Commit { loaded, origin, candidates, ticket } => {
+                let done = self.commit(loaded, origin, candidates);
                 let _ = ticket.send(done);
             }
             Replacing::Abort { library, refused } => self.abort(&library, refused),
@@ -116,7 +120,12 @@ impl Manager {
         Ok(())
     }
 
-    fn commit(&mut self, loaded: Arc<Loaded>, candidates: Vec<Candidate>) -> Result<(), Error> {
+    fn commit(
+        &mut self,
+        loaded: Arc<Loaded>,
+        origin: Origin,
+        candidates: Vec<Candidate>,
+    ) -> Result<(), Error> {
         let is_held = |candidate: &Candidate| {
             self.containers.get(&candidate.slot).is_some_and(|container| container.reloading)
         };
@@ -124,9 +133,9 @@ impl Manager {
             return Err(Error::unavailable("the server stops"));
         }
         let library = loaded.name.clone();
-        self.register(loaded.clone());
+        self.register(loaded.clone(), origin.reason());
         for candidate in candidates {
-            self.take_over(&loaded, candidate);
+            self.take_over(&loaded, origin, candidate);
         }
         self.release(&library);
         // Who came to life during the last steps did so with the old build.
@@ -135,8 +144,8 @@ impl Manager {
         let runs = |c: &&Container| matches!(c.supervisor.state(), State::Starting | State::Enabled);
         let late: Vec<u32> = self.of_library(&library).filter(is_old).filter(runs).map(|c| c.slot).collect();
         for slot in late {
-            self.step(slot, Event::Stop);
-            self.step(slot, Event::Start);
+            self.wish(slot, Event::Stop, NEW_BUILD);
+            self.wish(slot, Event::Start, NEW_BUILD);
         }
         // Who could not run with the old build may run with the new one.
         let waits = |container: &&Container| matches!(container.supervisor.state(), State::Waiting { .. });
@@ -153,12 +162,12 @@ impl Manager {
         for slot in waiting {
             self.discard(slot, StopReason::Replaced);
             self.with(slot, |container| container.supervisor.lost_instance());
-            self.step(slot, Event::Start);
+            self.wish(slot, Event::Start, NEW_BUILD);
         }
         Ok(())
     }
 
-    fn take_over(&mut self, loaded: &Arc<Loaded>, candidate: Candidate) {
+    fn take_over(&mut self, loaded: &Arc<Loaded>, origin: Origin, candidate: Candidate) {
         let Candidate { slot, id, orders, instance, values, inherits, events, returned } = candidate;
         self.candidates.remove(&id);
         // This thread forwards them: whatever came before now is in the channel.
@@ -173,7 +182,8 @@ impl Manager {
         let seat = place.gate.seat(instance.clone(), id.serial());
         let mut new = Life::new(id, loaded, orders);
         (new.instance, new.seat, new.main_runs, new.reported) = (Some(instance), Some(seat), main_runs, true);
-        let old = container.life.replace(new);
+        let old = container.replace_life(new);
+        container.record(What::Reloaded, Some(origin.reason()));
         container.settings.values = values;
         // It was another build's.
         container.checkpoint = None;

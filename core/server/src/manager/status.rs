@@ -47,6 +47,7 @@ impl Manager {
                 "queued": pool.queued,
             },
             "log_lines_lost": crate::logging::lost(),
+            "history_lines_lost": self.history.lost(),
         })
     }
 

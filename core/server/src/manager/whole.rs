@@ -88,7 +88,7 @@ impl Manager {
                 Some(slot) if !self.containers.contains_key(&slot) => {}
                 Some(slot) => {
                     startup.current = Some(slot);
-                    return self.step(slot, Event::Start);
+                    return self.wish(slot, Event::Start, "the server starts");
                 }
                 None => {
                     let _ = startup.ticket.send(Ok(()));
@@ -109,7 +109,7 @@ impl Manager {
             match shutdown.rest.pop() {
                 Some(slot) => {
                     shutdown.current = Some(slot);
-                    return self.step(slot, Event::Stop);
+                    return self.wish(slot, Event::Stop, "the server stops");
                 }
                 None => {
                     let now = Instant::now();

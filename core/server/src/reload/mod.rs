@@ -24,6 +24,7 @@ use zeph_contract::{Code, Error};
 
 use crate::bus::Bus;
 use crate::frames;
+use crate::history::{Entry, History, What};
 use crate::life::{self, Birth, Inherited, Order};
 use crate::loader::{self, Loaded, Loader, short};
 use crate::messages::{Job, Message, Origin, Replacing, Standing, Subject, from_life};
@@ -66,6 +67,7 @@ pub struct Reloader {
     pub settings: Arc<Settings>,
     pub loader: Arc<Loader>,
     pub manager: Sender<Message>,
+    pub history: History,
 }
 
 impl Reloader {
@@ -117,6 +119,8 @@ impl Reloader {
         reloaded.map_err(|failed| {
             let text = &failed.error.text;
             tracing::error!("{library}: not reloaded, the old generation serves on: {text}");
+            let entry = Entry::new(library, What::Refused).because(text);
+            self.history.record(Entry { hash: hash.as_deref().map(|hash| short(hash).into()), ..entry });
             // A file that cannot even be read has no hash, and is tried again at its next change.
             let refused = failed.file_is_bad.then(|| (hash.unwrap_or_default(), text.clone()));
             let _ =
@@ -156,7 +160,8 @@ impl Reloader {
         let arrived = passed.and_then(|()| {
             let candidates = passages.iter().map(Passage::arrive).collect();
             let loaded = loaded.clone();
-            self.ask(|ticket| Replacing::Commit { loaded, candidates, ticket })?.map_err(Failed::later)
+            let commit = |ticket| Replacing::Commit { loaded, origin, candidates, ticket };
+            self.ask(commit)?.map_err(Failed::later)
         });
         if let Err(failed) = arrived {
             passages.into_iter().for_each(|passage| self.turn_back(passage));

@@ -1,5 +1,6 @@
 //! The operator's command: asks a running server, or checks settings.
 
+mod past;
 mod show;
 mod table;
 
@@ -13,8 +14,9 @@ use zephserver::{Error, Settings, exit};
 
 /// Ask a running server, or check settings.
 ///
-/// VERB is `check`, or one of the running server's own: status, services, plugins, start, disable,
-/// restart, reload, call, version, stop, and what its plugins declare; `zephserver help` lists them all.
+/// VERB is `check`, or one of the running server's own: status, services, plugins, history, why, start,
+/// disable, restart, reload, call, version, stop, and what its plugins declare; `zephserver help` lists
+/// them all.
 #[derive(Parser)]
 #[command(version, disable_help_subcommand = true)]
 struct Arguments {

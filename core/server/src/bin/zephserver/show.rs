@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use crate::table;
+use crate::{past, table};
 
 /// Prints a line; whoever closed the pipe wants no more.
 pub fn line(text: &str) {
@@ -18,6 +18,8 @@ pub fn answer(verb: &str, answer: &Value) {
         "status" => status(answer),
         "services" => services(answer),
         "plugins" => plugins(answer),
+        "history" => past::history(answer),
+        "why" => past::why(answer),
         "help" => help(answer),
         "reload" => reload(answer),
         "version" => line(&format!("zephserver {}", text(&answer["zephserver"]))),
@@ -44,7 +46,7 @@ fn each(answer: &Value, f: impl Fn(&Value)) {
     }
 }
 
-fn text(value: &Value) -> String {
+pub fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::String(text) => text.clone(),
@@ -56,7 +58,7 @@ fn print(head: &[&str], rows: &[Vec<String>]) {
     table::lines(head, rows, table::width()).iter().for_each(|row| line(row));
 }
 
-fn age(seconds: &Value) -> String {
+pub fn age(seconds: &Value) -> String {
     let Some(at) = seconds.as_u64() else { return "-".into() };
     let age = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_secs(at)).unwrap_or_default();
     let seconds = age.as_secs();
