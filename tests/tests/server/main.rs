@@ -16,6 +16,7 @@ mod events;
 mod supervision;
 
 mod bad_builds;
+mod copies;
 mod reload;
 
 mod chat;
