@@ -32,8 +32,13 @@ mod instance;
 mod library;
 mod truth;
 
+mod copies;
+mod keys;
+mod threads;
+
 pub mod fd;
 
+pub use copies::{Copies, Full, Held, Keys, copies};
 pub use current::with as with_current;
 pub use declaration::{
     Access, Declaration, Need, Readiness, ReloadMode, RunMode, ServiceDeclaration, SettingDeclaration,
@@ -42,7 +47,7 @@ pub use declaration::{
 pub use gate::{Closed, Entry, Gate, Seat};
 pub use host_table::{Host, HostSide, HostV1, HostV1Ref, table as host_table};
 pub use instance::{Exported, Instance};
-pub use library::{Library, OpenError, key_budget};
+pub use library::{Library, OpenError};
 pub use root_table::{PluginSide, RootV1, RootV1Ref, header as root_header, table as root_table};
 pub use truth::monotonic;
 pub use types::{
@@ -56,6 +61,10 @@ pub const ROOT_SYMBOL: &std::ffi::CStr = c"zephserver_plugin_root_v1";
 #[doc(hidden)]
 pub mod private {
     pub use abi_stable::library::LibHeader;
+    pub use libc;
+
+    pub use crate::keys::{Destructor, create as create_key, delete as delete_key};
+    pub use crate::threads::{Start, create as create_thread};
 }
 
 /// Exports a [`PluginSide`] as this library's root. Used by the SDK's `export!`.
@@ -66,5 +75,51 @@ macro_rules! export_root {
         #[allow(non_upper_case_globals, missing_docs)]
         #[unsafe(no_mangle)]
         pub static zephserver_plugin_root_v1: $crate::private::LibHeader = $crate::root_header::<$plugin>();
+    };
+}
+
+/// Puts the counting of thread keys and threads before the C library's, so that one process can load more
+/// copies of plugins than there are keys: see [`copies()`]. For the program that loads plugins, never for a
+/// library. Its build script must also have the linker export `pthread_key_create`, `pthread_key_delete` and
+/// `pthread_create`, with `--export-dynamic-symbol`. Elsewhere than on Linux with glibc it does nothing.
+#[macro_export]
+macro_rules! export_key_hook {
+    () => {
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        #[doc(hidden)]
+        #[allow(missing_docs)]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn pthread_key_create(
+            key: *mut $crate::private::libc::pthread_key_t,
+            destructor: $crate::private::Destructor,
+        ) -> $crate::private::libc::c_int {
+            // SAFETY: passed on as it came.
+            unsafe { $crate::private::create_key(key, destructor) }
+        }
+
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        #[doc(hidden)]
+        #[allow(missing_docs)]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn pthread_key_delete(
+            key: $crate::private::libc::pthread_key_t,
+        ) -> $crate::private::libc::c_int {
+            // SAFETY: passed on as it came.
+            unsafe { $crate::private::delete_key(key) }
+        }
+
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        #[doc(hidden)]
+        #[allow(missing_docs)]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn pthread_create(
+            thread: *mut $crate::private::libc::pthread_t,
+            attributes: *const $crate::private::libc::pthread_attr_t,
+            start: $crate::private::Start,
+            argument: *mut $crate::private::libc::c_void,
+        ) -> $crate::private::libc::c_int {
+            // SAFETY: passed on as it came.
+            unsafe { $crate::private::create_thread(thread, attributes, start, argument) }
+        }
     };
 }

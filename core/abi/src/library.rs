@@ -3,11 +3,11 @@
 use std::ffi::c_void;
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use abi_stable::library::{AbiHeaderRef, LibraryError};
 use libloading::os::unix::{Library as Dl, RTLD_LOCAL, RTLD_NOW};
 
+use crate::copies::{self, Account, Full};
 use crate::host_table::Host;
 use crate::instance::Instance;
 use crate::root_table::RootV1Ref;
@@ -15,11 +15,13 @@ use crate::truth;
 use crate::types::{Failure, ServiceId, Sink, status};
 
 /// A loaded copy of a plugin. It stays mapped until the process ends: threads and thread-local
-/// destructors of a Rust library outlive its `dlclose`.
+/// destructors of a Rust library outlive its `dlclose`. Who drops it says that no instance of it is left and
+/// that nobody calls it any more: see [`copies`](crate::copies()).
 pub struct Library {
     root: RootV1Ref,
     code_address: usize,
     build_id: Option<Vec<u8>>,
+    _account: Account,
 }
 
 /// Why a library cannot be used.
@@ -46,19 +48,8 @@ pub enum OpenError {
         answered: PathBuf,
     },
     /// The process has no room for further copies.
-    #[error(
-        "this process has loaded {0} plugin copies, and at about 1,020 the C library's thread keys run out; \
-         restart the server to load more"
-    )]
-    TooMany(u32),
-}
-
-static LOADED: AtomicU32 = AtomicU32::new(0);
-
-/// Copies loaded so far in this process, the number at which a warning is due, and the number at
-/// which [`Library::open`] refuses. Each copy takes one of glibc's 1,024 thread keys for ever.
-pub fn key_budget() -> (u32, u32, u32) {
-    (LOADED.load(Ordering::Relaxed), 500, 900)
+    #[error(transparent)]
+    TooMany(#[from] Full),
 }
 
 impl Library {
@@ -67,15 +58,12 @@ impl Library {
     ///
     /// Checks the header, the layout of the table, and that the code really came from this file.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let (loaded, _, limit) = key_budget();
-        if loaded >= limit {
-            return Err(OpenError::TooMany(loaded));
-        }
+        copies::admit()?;
         // SAFETY: running a library's constructors is what loading a plugin means; the caller checked
         // its owner and its completeness.
         let library = unsafe { Dl::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
             .map_err(|error| OpenError::Loader(error.to_string()))?;
-        LOADED.fetch_add(1, Ordering::Relaxed);
+        copies::count();
         // Once it is mapped it stays mapped, whatever comes: see the type.
         let library = ManuallyDrop::new(library);
         // SAFETY: only the address is taken.
@@ -83,6 +71,8 @@ impl Library {
             .map_err(|error| OpenError::NoPlugin(error.to_string()))?
             .into_raw();
         let (base, code_address) = (answered_by(path, symbol)?, symbol as usize);
+        let (end, build_id) = truth::image(base).map_or((base, None), |image| (image.end, image.build_id));
+        let account = Account::open(path, base..end);
         // SAFETY: the symbol is a `LibHeader`, which begins with an `AbiHeader` whose magic is checked next.
         let header: AbiHeaderRef = unsafe { std::mem::transmute::<*mut c_void, AbiHeaderRef>(symbol) };
         let root = header
@@ -90,7 +80,7 @@ impl Library {
             .and_then(|header| header.init_root_module::<RootV1Ref>())
             .map_err(|error| OpenError::Incompatible(one_line(&error)))?;
         answered_by(path, root.create() as *const c_void)?;
-        Ok(Self { root, code_address, build_id: truth::build_id(base) })
+        Ok(Self { root, code_address, build_id, _account: account })
     }
 
     /// Prepares the copy: panic hook, logging. Once, before anything else.

@@ -30,13 +30,21 @@ pub fn monotonic() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-struct Search {
-    base: usize,
-    found: Option<Vec<u8>>,
+/// A library as it lies in memory.
+pub(crate) struct Image {
+    /// Where it ends.
+    pub end: usize,
+    /// Its GNU build id, if it has one.
+    pub build_id: Option<Vec<u8>>,
 }
 
-/// The GNU build id of the library that is loaded at `base`, if it has one.
-pub(crate) fn build_id(base: usize) -> Option<Vec<u8>> {
+struct Search {
+    base: usize,
+    found: Option<Image>,
+}
+
+/// The library that is loaded at `base`.
+pub(crate) fn image(base: usize) -> Option<Image> {
     let mut search = Search { base, found: None };
     // SAFETY: the callback gets `search` back and runs only during this call.
     unsafe { libc::dl_iterate_phdr(Some(visit), (&mut search as *mut Search).cast()) };
@@ -44,19 +52,27 @@ pub(crate) fn build_id(base: usize) -> Option<Vec<u8>> {
 }
 
 unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, data: *mut c_void) -> i32 {
-    // SAFETY: both pointers come from `build_id` by way of dl_iterate_phdr.
+    // SAFETY: both pointers come from `image` by way of dl_iterate_phdr.
     let (info, search) = unsafe { (&*info, &mut *data.cast::<Search>()) };
     if info.dlpi_addr as usize != search.base {
         return 0;
     }
+    let mut image = Image { end: search.base, build_id: None };
     // SAFETY: the loader describes its own table.
     let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum as usize) };
-    for header in headers.iter().filter(|header| header.p_type == libc::PT_NOTE) {
-        let start = (info.dlpi_addr as usize + header.p_vaddr as usize) as *const u8;
-        // SAFETY: a loaded note segment is mapped for its whole size.
-        let notes = unsafe { std::slice::from_raw_parts(start, header.p_memsz as usize) };
-        search.found = search.found.take().or_else(|| gnu_build_id(notes));
+    for header in headers {
+        let (start, size) = (search.base + header.p_vaddr as usize, header.p_memsz as usize);
+        match header.p_type {
+            libc::PT_LOAD => image.end = image.end.max(start + size),
+            libc::PT_NOTE if image.build_id.is_none() => {
+                // SAFETY: a loaded note segment is mapped for its whole size.
+                let notes = unsafe { std::slice::from_raw_parts(start as *const u8, size) };
+                image.build_id = gnu_build_id(notes);
+            }
+            _ => {}
+        }
     }
+    search.found = Some(image);
     1
 }
 

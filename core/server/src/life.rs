@@ -46,6 +46,7 @@ pub enum Event {
 
 /// Everything that an instance is made of.
 pub struct Birth {
+    /// Kept until the instance is gone: who drops it last says that nothing leads into that code any more.
     pub library: Arc<Library>,
     pub id: ServiceId,
     pub kind: String,

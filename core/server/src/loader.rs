@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{Endianness, Object, elf};
 use sha2::{Digest, Sha256};
-use zeph_abi::{Declaration, Host, Library, OpenError, ServiceId, key_budget};
+use zeph_abi::{Copies, Declaration, Host, Keys, Library, OpenError, ServiceId};
 
 /// Copies of each plugin that are kept for rollback.
 const KEPT: usize = 3;
@@ -178,6 +178,21 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Says in time that copies come near a limit.
+fn warn_of_copies() {
+    let Copies { loaded, warning, limit, held, keys, .. } = zeph_abi::copies();
+    if loaded == warning {
+        tracing::warn!("{loaded} plugin copies are loaded; at {limit} the next is refused: plan a restart");
+    }
+    if let Some(Keys { most, in_use, .. }) = keys.filter(|keys| keys.in_use > keys.most / 4 * 3) {
+        tracing::warn!(
+            "{in_use} of the C library's {most} thread keys are in use, {} old plugin copies are held by their \
+             threads (`held` in zephserver status --json): when keys run out, loading is refused",
+            held.len()
+        );
+    }
+}
+
 /// Makes a folder that only we can write to, or makes sure that it is one.
 fn make_private(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -228,12 +243,7 @@ impl Loader {
         {
             return Err(checked.refusal("old code answers for the new file: their build ids differ"));
         }
-        let (loaded, warning, limit) = key_budget();
-        if loaded == warning {
-            tracing::warn!(
-                "{loaded} plugin copies are loaded; at {limit} the next is refused: plan a restart"
-            );
-        }
+        warn_of_copies();
         let id = ServiceId::library(self.serials.fetch_add(1, Ordering::Relaxed));
         library.setup(self.host, id).map_err(|failure| checked.refusal(format!("setup: {failure}")))?;
         let declaration = self.declaration(name, &library, checked)?;

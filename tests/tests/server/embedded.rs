@@ -12,6 +12,11 @@ fn start_stop_and_start_again_in_one_process() {
     for _ in 0..3 {
         let server = start_server(Settings::read(&file).unwrap()).unwrap();
         assert_eq!(server.phase(), Phase::Ready);
+        // Thread keys are counted in the server's own program only.
+        let generations = server.control("status").unwrap()["generations"].clone();
+        assert_eq!(generations["key_hook"], false);
+        assert_eq!(generations["limit"], 900);
+        assert!(generations["keys_in_use"].is_null());
         let hello = server.get_service("hello/Hello").unwrap();
         let limit = Duration::from_secs(5);
         assert_eq!(hello.call("greet/1", b"\"Ann\"", limit).unwrap(), b"\"Hello, Ann!\"");

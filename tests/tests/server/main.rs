@@ -18,6 +18,7 @@ mod history;
 mod supervision;
 
 mod bad_builds;
+mod copies;
 mod reload;
 
 mod chat;

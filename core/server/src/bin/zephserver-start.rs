@@ -10,6 +10,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use zephserver::{Error, Server, Settings};
 
+// So that old copies of plugins give back the thread keys that they took.
+zeph_abi::export_key_hook!();
+
 /// Prints a line. Who closed the pipe wants no more lines; the server goes on.
 macro_rules! say {
     ($($words:tt)*) => { let _ = writeln!(std::io::stdout(), $($words)*); };

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
-use zeph_abi::key_budget;
+use zeph_abi::{Copies, copies};
 use zeph_contract::Error;
 
 use super::{Container, Manager};
@@ -19,7 +19,7 @@ impl Manager {
     pub(super) fn status(&self) -> Value {
         let bus = &self.bus;
         let pool = bus.pool.figures();
-        let (loaded, _, limit) = key_budget();
+        let Copies { loaded, limit, retired, held, keys, .. } = copies();
         json!({
             "state": self.phases.now().name(),
             "version": env!("CARGO_PKG_VERSION"),
@@ -34,6 +34,14 @@ impl Manager {
                 "draining": self.retired.values().map(|retired| retired.generation()).collect::<Vec<_>>(),
                 "copies": loaded,
                 "limit": limit,
+                "retired": retired,
+                "held": held
+                    .into_iter()
+                    .map(|held| json!({"copy": held.copy, "threads": held.threads}))
+                    .collect::<Vec<_>>(),
+                "key_hook": keys.is_some(),
+                "keys_in_use": keys.map(|keys| keys.in_use),
+                "keys_freed": keys.map(|keys| keys.freed),
             },
             "calls": {
                 "pending": bus.pending.len(),

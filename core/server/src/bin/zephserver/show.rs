@@ -80,9 +80,10 @@ fn status(answer: &Value) {
     ));
     let (generations, calls, pool) = (&answer["generations"], &answer["calls"], &answer["pool"]);
     line(&format!(
-        "plugin copies {} of {}; pool {} threads, {} stuck\ncalls: {} pending, {} slow, {} timed out",
+        "plugin copies {} of {}{}; pool {} threads, {} stuck\ncalls: {} pending, {} slow, {} timed out",
         generations["copies"],
         generations["limit"],
+        kept(generations),
         pool["threads"],
         pool["stuck"],
         calls["pending"],
@@ -94,6 +95,14 @@ fn status(answer: &Value) {
     }
     line("");
     services(&answer["services"]);
+}
+
+/// What old copies keep, where that is known.
+fn kept(generations: &Value) -> String {
+    let held = generations["held"].as_array().map_or(0, Vec::len);
+    let keys = generations["keys_in_use"].as_u64().map(|keys| format!(", {keys} of 1024 thread keys"));
+    let held = (held > 0).then(|| format!(", {held} held by threads"));
+    [keys, held].into_iter().flatten().collect()
 }
 
 fn services(answer: &Value) {
