@@ -1,12 +1,50 @@
 //! Peers: live connections at an edge. And the calls that an edge answers.
 
-use serde::{Deserialize, Serialize};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::code::Error;
 use crate::wire::{Reader, Writer};
 
 /// Number of a peer, unique on its node for as long as the server runs. `cid` in requests.
 pub type Cid = u64;
+
+/// A cid as people and their tools see it: a text of decimal digits, since many tools round a JSON number
+/// above 2^53. Read as that or as a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digits(pub Cid);
+
+impl FromStr for Digits {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let cid =
+            text.parse().map_err(|_| Error::invalid(format!("`{text}` is no cid: a cid is a number")))?;
+        Ok(Self(cid))
+    }
+}
+
+impl Serialize for Digits {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digits {
+    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(Cid),
+            Text(String),
+        }
+        match Written::deserialize(value)? {
+            Written::Number(cid) => Ok(Self(cid)),
+            Written::Text(text) => text.parse::<Self>().map_err(|error| serde::de::Error::custom(error.text)),
+        }
+    }
+}
 
 /// What an edge knows of a peer: the facts of its connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,5 +135,18 @@ mod tests {
         assert_eq!(peer.cookie("sessionid"), Some("x=y"));
         assert_eq!(peer.cookies().count(), 3);
         assert_eq!((peer.cookie("c"), peer.origin()), (None, Some("http://a:1")));
+    }
+
+    #[test]
+    fn a_cid_for_people_loses_no_digit() {
+        let cid = Digits(Cid::MAX);
+        let text = serde_json::to_string(&cid).unwrap();
+        assert_eq!(text, "\"18446744073709551615\"");
+        assert_eq!(serde_json::from_str::<Digits>(&text).unwrap(), cid);
+        assert_eq!(serde_json::from_str::<Digits>("18446744073709551615").unwrap(), cid);
+        for wrong in ["\"\"", "\"x\"", "-1", "1.5", "null"] {
+            assert!(serde_json::from_str::<Digits>(wrong).is_err(), "{wrong}");
+        }
+        assert!("7x".parse::<Digits>().unwrap_err().text.contains("`7x` is no cid"));
     }
 }

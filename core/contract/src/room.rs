@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::code::Error;
-use crate::peer::Cid;
+use crate::peer::{Cid, Digits};
 use crate::session::User;
 use crate::wire::{Reader, Writer};
 
@@ -118,9 +118,14 @@ pub struct Letter {
     /// Everybody, whatever the value.
     #[serde(default, deserialize_with = "is_there", skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
-    /// One peer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// One peer: a number, or its digits as a text.
+    #[serde(default, deserialize_with = "cid", skip_serializing_if = "Option::is_none")]
     pub cid: Option<Cid>,
+}
+
+fn cid<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Cid>, D::Error> {
+    let cid: Option<Digits> = Option::deserialize(value)?;
+    Ok(cid.map(|Digits(cid)| cid))
 }
 
 /// User ids as people write them: many systems number their users.
@@ -172,6 +177,7 @@ mod tests {
         assert_eq!(address(r#","users":[7,"a"]"#), r#"Ok(Users(["7", "a"]))"#);
         assert_eq!(address(r#","cid":1,"all":null"#), "Ok(All)", "its presence is enough");
         assert_eq!(address(r#","cid":1"#), "Ok(Cid(1))");
+        assert_eq!(address(r#","cid":"18446744073709551615""#), "Ok(Cid(18446744073709551615))");
         assert!(address("").starts_with("Err"));
     }
 

@@ -9,6 +9,14 @@ use crate::peer::Peer;
 /// Session method: [`GetUserSession`] as JSON → [`Identity`] as JSON, or null for an anonymous peer. An
 /// error is the answer to the peer's message. It may take its time: answer it later.
 pub const GET_USER_SESSION: &str = "session.get_user_session/1";
+/// Session method: [`Revoke`] as JSON → [`Revoked`] as JSON. What was issued to that user until now names
+/// nobody any more: whoever brings it is refused. A service that cannot tell when a session was issued
+/// answers `unsupported`.
+pub const REVOKE: &str = "session.revoke/1";
+/// Name of the event that tells the node of it: [`Revoked`] as JSON. An edge closes the peers of that user.
+/// The session service tells it once it refuses: a question asked later gets the new answer, one under way
+/// meanwhile perhaps the old one.
+pub const REVOKED: &str = "session.revoked";
 
 /// The question who sent a message. Asked at each hello, and at each later message whose `session_id`
 /// is another than the one before.
@@ -67,6 +75,22 @@ impl From<User> for Identity {
     }
 }
 
+/// The wish that all sessions of a user end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoke {
+    /// The user's id.
+    pub user: String,
+}
+
+/// The sessions of a user have ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// The user's id.
+    pub user: String,
+    /// Seconds since 1970. What was issued before, or in that very second, counts no more.
+    pub before: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +117,13 @@ mod tests {
         };
         assert_eq!((session_id("{}"), session_id(r#"{"session_id":null}"#)), (Ok(None), Ok(None)));
         assert!(session_id(r#"{"session_id":5}"#).is_err());
+    }
+
+    #[test]
+    fn a_revocation_names_the_user_by_id() {
+        let revoked = Revoked { user: "7".into(), before: 9 };
+        assert_eq!(serde_json::to_string(&revoked).unwrap(), r#"{"user":"7","before":9}"#);
+        let revoke: Revoke = serde_json::from_str(r#"{"user":"7"}"#).unwrap();
+        assert_eq!(revoke.user, revoked.user);
     }
 }

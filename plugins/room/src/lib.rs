@@ -8,8 +8,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use access::Access;
-use rooms::{Notice, Rooms};
+use rooms::{Notice, RoomList, Rooms};
 use zephserver_plugin::contract::event::{Change, SERVICE_CHANGED, ServiceChanged};
+use zephserver_plugin::contract::page::Words;
 use zephserver_plugin::contract::peer::{Cid, Delivery, SEND as EDGE_SEND};
 use zephserver_plugin::contract::room::{Address, JOIN, Join, LEAVE, Leave, Letter, Push, SEND};
 use zephserver_plugin::contract::wire::Reader;
@@ -55,6 +56,7 @@ impl Service for Room {
                 serde_json::json!({}),
                 "room, or its beginning and `*` → \"anyone\", \"authenticated\", \"nobody\" or user ids",
             )
+            .verb("rooms", "rooms/1", "[NAME] [--limit N] [--offset N] the rooms, or who is in one")
             .state(1)
     }
 
@@ -91,6 +93,7 @@ impl Service for Room {
                 self.change(|rooms, now| rooms.leave(leave.cid, now));
                 Reply::empty()
             }
+            "rooms/1" => self.list(Words::read(call.json()?)?),
             "send_to_room/1" => self.send_letter(&call, |address| matches!(address, Address::Room(_))),
             "send_to_users/1" => self.send_letter(&call, |address| matches!(address, Address::Users(_))),
             "send_to_all/1" => self.send_letter(&call, |address| matches!(address, Address::All)),
@@ -206,6 +209,19 @@ impl Room {
                 }
             }
         }
+    }
+
+    /// The rooms, or the members of one. The lock is held to collect, not to sort and count.
+    fn list(&self, asked: Words) -> Result<Reply> {
+        let Words { name, page } = asked;
+        let Some(name) = name else {
+            let names = self.told().rooms.names();
+            return Reply::json(&RoomList::new(names, page, |name| self.told().rooms.crowd(name)));
+        };
+        let members = self.told().rooms.members(&name, page);
+        let missing =
+            || Error::not_found(format!("nobody is in room `{name}`; `zephserver rooms` lists all"));
+        Reply::json(&members.ok_or_else(missing)?)
     }
 
     fn send_letter(&self, call: &Call<'_>, is_right: impl Fn(&Address<'_>) -> bool) -> Result<Reply> {

@@ -1,5 +1,7 @@
 //! Who is where. Pure: answers what is to be said to whom.
 
+mod list;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use zephserver_plugin::contract::peer::Cid;
 use zephserver_plugin::contract::room::{Address, Join};
 use zephserver_plugin::contract::session::User;
+
+pub use list::RoomList;
 
 /// A room's list of users is sent at most this often.
 pub const LIST_PERIOD: Duration = Duration::from_millis(50);

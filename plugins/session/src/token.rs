@@ -42,6 +42,17 @@ struct Claims {
     name: Option<String>,
     #[serde(default)]
     exp: f64,
+    #[serde(default)]
+    iat: Value,
+}
+
+/// What a good token says.
+#[derive(Debug)]
+pub struct Token {
+    /// Whose it is, and until when.
+    pub identity: Identity,
+    /// When it was issued, seconds since 1970; None: it does not say so.
+    pub issued: Option<f64>,
 }
 
 /// Many systems number their users.
@@ -114,9 +125,9 @@ impl Tokens {
     }
 
     /// Whose token it is. One that is not good in every way is refused.
-    pub fn read(&self, token: &str) -> Result<Identity> {
+    pub fn read(&self, token: &str) -> Result<Token> {
         let read = decode::<Claims>(token, &self.key, &self.validation);
-        let Claims { sub, username, name, exp } =
+        let Claims { sub, username, name, exp, iat } =
             read.map_err(|error| Error::refused(reason(&error)))?.claims;
         let id = match sub {
             Some(Subject::Text(id)) if !id.is_empty() => id,
@@ -125,7 +136,7 @@ impl Tokens {
         };
         let username = username.or(name).unwrap_or_else(|| id.clone());
         let expires = Some((exp.max(0.0) as u64).saturating_add(self.validation.leeway));
-        Ok(Identity { user: User { id, username }, expires })
+        Ok(Token { identity: Identity { user: User { id, username }, expires }, issued: iat.as_f64() })
     }
 }
 
@@ -205,7 +216,7 @@ mod tests {
     fn a_good_token_names_its_user() {
         let tokens = tokens(json!({})).unwrap();
         let exp = now() + 60;
-        let read = |claims: Value| tokens.read(&token(claims)).unwrap();
+        let read = |claims: Value| tokens.read(&token(claims)).unwrap().identity;
         let ann = read(json!({"sub": "7", "username": "Ann", "exp": exp, "aud": "x", "iss": "y"}));
         assert_eq!((ann.user.id.as_str(), ann.user.username.as_str(), ann.expires), ("7", "Ann", Some(exp)));
         assert_eq!(
@@ -213,6 +224,19 @@ mod tests {
             User { id: "7".into(), username: "Bob".into() }
         );
         assert_eq!(read(json!({"sub": "7", "exp": exp})).user.username, "7");
+    }
+
+    #[test]
+    fn a_token_may_say_when_it_was_issued() {
+        let tokens = tokens(json!({})).unwrap();
+        let issued = |iat: Value| {
+            tokens.read(&token(json!({"sub": "7", "exp": now() + 60, "iat": iat}))).unwrap().issued
+        };
+        assert_eq!((issued(json!(5)), issued(json!(5.5))), (Some(5.0), Some(5.5)));
+        // What is no number is no time; the token is as good as before.
+        assert_eq!((issued(json!("5")), issued(Value::Null)), (None, None));
+        let without = token(json!({"sub": "7", "exp": now() + 60}));
+        assert_eq!(tokens.read(&without).unwrap().issued, None);
     }
 
     #[test]
@@ -247,7 +271,7 @@ mod tests {
         let tokens = tokens(json!({"iss": "me", "aud": "chat", "leeway": 30})).unwrap();
         let good = json!({"sub": "7", "exp": now() - 5, "iss": "me", "aud": "chat"});
         assert_eq!(
-            tokens.read(&token(good.clone())).unwrap().expires,
+            tokens.read(&token(good.clone())).unwrap().identity.expires,
             Some(good["exp"].as_u64().unwrap() + 30)
         );
         for (key, wrong) in
@@ -269,7 +293,7 @@ mod tests {
         let claims = json!({"sub": "7", "username": "Ann", "exp": now() + 60});
         let key = EncodingKey::from_ed_pem(PRIVATE.as_bytes()).unwrap();
         let signed = encode(&Header::new(Algorithm::EdDSA), &claims, &key).unwrap();
-        assert_eq!(tokens.read(&signed).unwrap().user.username, "Ann");
+        assert_eq!(tokens.read(&signed).unwrap().identity.user.username, "Ann");
         // The public key as a secret: an old trick.
         let key = EncodingKey::from_secret(PUBLIC.as_bytes());
         refused(&tokens, &encode(&Header::default(), &claims, &key).unwrap());

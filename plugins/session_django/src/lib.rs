@@ -15,10 +15,15 @@ use crossbeam_channel::{Receiver, Sender, select_biased};
 use session::{Found, Reader, Ticket};
 use settings::Settings;
 use store::Store;
-use zephserver_plugin::contract::session::{GET_USER_SESSION, GetUserSession, Identity};
+use zephserver_plugin::contract::session::{GET_USER_SESSION, GetUserSession, Identity, REVOKE};
 use zephserver_plugin::{
-    Call, Declare, Error, Pending, Reply, Result, Service, Start, Stop, export, tracing,
+    Call, Code, Declare, Error, Pending, Reply, Result, Service, Start, Stop, export, tracing,
 };
+
+/// Whoever logs in again has a session like the one before: nothing in it says when that was.
+const REVOKE_IN_DJANGO: &str = "sessions of Django do not say when their user logged in, so they end in \
+    Django only: a new password ends all of a user (`manage.py changepassword NAME`), and one in the \
+    database ends when its row is deleted; then close the peers that live: `zephserver kick`";
 
 struct Session {
     settings: Settings,
@@ -37,7 +42,7 @@ struct Job {
 
 impl Service for Session {
     fn declare(declare: Declare) -> Declare {
-        settings::declare(declare)
+        settings::declare(declare).verb("revoke", "revoke/1", "USER how to end a user's sessions in Django")
     }
 
     fn new(start: Start) -> Result<Self> {
@@ -79,6 +84,7 @@ impl Service for Session {
     fn call(&self, call: Call<'_>) -> Result<Reply> {
         match call.method() {
             GET_USER_SESSION => self.identify(&call),
+            REVOKE | "revoke/1" => Err(Error::new(Code::Unsupported, REVOKE_IN_DJANGO)),
             _ => call.unknown_method(),
         }
     }

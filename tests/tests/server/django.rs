@@ -128,6 +128,11 @@ fn sessions_are_those_of(site: &Site) {
     let error = forger.until("an error", |frame| frame["msgtype"] == "error");
     assert_eq!((&error["code"], &error["id"]), (&json!("refused"), &json!(1)));
 
+    // Where to go instead is said.
+    let revoke = servers.by_cookie.command(&["revoke", "1"]);
+    assert_eq!(revoke.code, Some(2), "{revoke:?}");
+    assert!(revoke.stderr.contains("changepassword") && revoke.stderr.contains("kick"), "{revoke:?}");
+
     servers.is_anonymous(&site.ask("visit", "", "").session);
     let why = if site.keeps_rows() { "no such session" } else { "wrong signature" };
     servers.is_refused(&forged(&ann), why);

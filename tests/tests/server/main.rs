@@ -28,6 +28,7 @@ mod hostile;
 mod protocol;
 mod ring;
 mod sessions;
+mod verbs;
 
 mod browser;
 mod chromium;

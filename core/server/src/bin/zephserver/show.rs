@@ -55,7 +55,21 @@ pub fn text(value: &Value) -> String {
 }
 
 fn print(head: &[&str], rows: &[Vec<String>]) {
-    table::lines(head, rows, table::width()).iter().for_each(|row| line(row));
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| visible(cell)).collect()).collect();
+    table::lines(head, &rows, table::width()).iter().for_each(|row| line(row));
+}
+
+/// Names may come from clients: what would move the cursor, or do worse, is shown and not obeyed.
+fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter.is_control() {
+            true => shown.extend(letter.escape_default()),
+            false => shown.push(letter),
+        }
+    }
+    shown
 }
 
 pub fn age(seconds: &Value) -> String {
@@ -172,17 +186,68 @@ fn reload(answer: &Value) {
     }
 }
 
-/// What a plugin answers: a list of objects as a table, everything else as it is.
+/// What a plugin answers: a list of objects, alone or with its page, as a table; everything else as it is.
 fn generic(answer: &Value) {
-    let objects = answer.as_array().filter(|list| !list.is_empty() && list.iter().all(Value::is_object));
-    let Some(objects) = objects else {
+    let Some((above, objects)) = tabular(answer) else {
         let short = answer.to_string();
         let fits = short.chars().count() <= table::width();
         let long = || serde_json::to_string_pretty(answer).unwrap_or_else(|_| answer.to_string());
         return line(&if fits { short } else { long() });
     };
+    if !above.is_empty() {
+        line(&visible(&above));
+    }
     let head: Vec<&str> =
         objects[0].as_object().into_iter().flat_map(|object| object.keys().map(String::as_str)).collect();
     let row = |object: &Value| head.iter().map(|key| text(&object[*key])).collect();
     print(&head, &objects.iter().map(row).collect::<Vec<_>>());
+}
+
+/// The objects of a table, and what stands above it: the other keys of an object whose only list it is.
+fn tabular(answer: &Value) -> Option<(String, &[Value])> {
+    let Value::Object(object) = answer else { return Some((String::new(), objects(answer)?)) };
+    let (deep, plain): (Vec<_>, Vec<_>) =
+        object.iter().partition(|(_, value)| value.is_array() || value.is_object());
+    let &[(_, list)] = deep.as_slice() else { return None };
+    let above = plain.iter().map(|(key, value)| format!("{key}: {}", text(value)));
+    Some((above.collect::<Vec<_>>().join(", "), objects(list)?))
+}
+
+/// A list of objects that is not empty.
+fn objects(value: &Value) -> Option<&[Value]> {
+    let list = value.as_array()?.as_slice();
+    (!list.is_empty() && list.iter().all(Value::is_object)).then_some(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn lists_of_objects_are_tables() {
+        let rows = [json!({"room": "a", "peers": 1})];
+        let shown = |answer: Value| tabular(&answer).map(|(above, list)| (above, list.to_vec()));
+        assert_eq!(shown(json!(rows)), Some((String::new(), rows.to_vec())));
+        let page = json!({"rooms": rows, "total": 2, "next_offset": 1, "of": null});
+        assert_eq!(shown(page), Some(("next_offset: 1, of: -, total: 2".into(), rows.to_vec())));
+        for other in [
+            json!([]),
+            json!([1]),
+            json!({}),
+            json!({"total": 0, "rooms": []}),
+            json!({"rooms": rows, "more": rows}),
+            json!({"rooms": rows, "limits": {"a": 1}}),
+            json!({"rooms": ["a"]}),
+            json!(5),
+        ] {
+            assert_eq!(shown(other.clone()), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn names_do_not_steer_the_terminal() {
+        assert_eq!(visible("a\u{1b}[2J\nb\u{9b}ü"), "a\\u{1b}[2J\\nb\\u{9b}ü");
+    }
 }

@@ -1,0 +1,219 @@
+//! Whose sessions count no more. Pure: what time it is says the caller, in seconds since 1970.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use serde::Serialize;
+use zephserver_plugin::contract::page::{Page, Shown};
+use zephserver_plugin::contract::session::Revoked;
+
+/// Users that are remembered at most; then the oldest revocation makes room.
+pub const MOST: usize = 100_000;
+
+/// Users whose sessions were revoked, and when.
+#[derive(Debug)]
+pub struct Revocations {
+    before: HashMap<Arc<str>, u64>,
+    /// The same, the oldest first.
+    by_time: BTreeSet<(u64, Arc<str>)>,
+    /// Seconds for which a revocation counts: no token is to last longer.
+    kept: u64,
+}
+
+/// Some of all revocations, the newest first.
+#[derive(Debug, Serialize)]
+pub struct List {
+    revocations: Vec<Revoked>,
+    #[serde(flatten)]
+    shown: Shown,
+}
+
+impl Revocations {
+    /// None yet.
+    pub fn new(kept: u64) -> Self {
+        Self { before: HashMap::new(), by_time: BTreeSet::new(), kept }
+    }
+
+    /// Those that another instance, or a file, has kept.
+    pub fn restore(kept: u64, revoked: Vec<Revoked>) -> Self {
+        let mut revocations = Self::new(kept);
+        for Revoked { user, before } in revoked {
+            revocations.insert(user.into(), before);
+        }
+        revocations
+    }
+
+    /// What is to be kept, the oldest first.
+    pub fn snapshot(&self) -> Vec<Revoked> {
+        self.by_time.iter().map(revoked).collect()
+    }
+
+    /// What a user was issued until now counts no more. Also answers who was forgotten for that, if somebody
+    /// had to be.
+    pub fn revoke(&mut self, user: &str, now: u64) -> (Revoked, Option<Revoked>) {
+        self.forget_expired(now);
+        let (before, forgotten) = self.insert(user.into(), now);
+        (Revoked { user: user.into(), before }, forgotten)
+    }
+
+    /// True where what was issued to a user at a time counts no more. What does not say when it was issued
+    /// may be as old as any.
+    pub fn is_revoked(&self, user: &str, issued: Option<f64>, now: u64) -> bool {
+        let Some(before) = self.before.get(user).filter(|before| !self.is_expired(**before, now)) else {
+            return false;
+        };
+        // Times of issue are whole seconds: of that very second, nobody knows which came first.
+        issued.is_none_or(|issued| issued < *before as f64 + 1.0)
+    }
+
+    /// A page of them.
+    pub fn list(&mut self, page: Page, now: u64) -> List {
+        self.forget_expired(now);
+        let revocations = page.of(self.by_time.iter().rev()).map(revoked).collect();
+        List { revocations, shown: page.shown(self.by_time.len()) }
+    }
+
+    /// True when there are none.
+    pub fn is_empty(&self) -> bool {
+        self.before.is_empty()
+    }
+
+    fn insert(&mut self, user: Arc<str>, before: u64) -> (u64, Option<Revoked>) {
+        let known = self.before.remove(&user);
+        let forgotten = match known {
+            Some(known) => {
+                self.by_time.remove(&(known, user.clone()));
+                None
+            }
+            None if self.before.len() >= MOST => self.forget_oldest(),
+            None => None,
+        };
+        // A clock that was set back takes no revocation back.
+        let before = known.map_or(before, |known| known.max(before));
+        self.before.insert(user.clone(), before);
+        self.by_time.insert((before, user));
+        (before, forgotten)
+    }
+
+    fn forget_oldest(&mut self) -> Option<Revoked> {
+        let oldest = self.by_time.pop_first()?;
+        self.before.remove(&oldest.1);
+        Some(revoked(&oldest))
+    }
+
+    fn forget_expired(&mut self, now: u64) {
+        while self.by_time.first().is_some_and(|(before, _)| self.is_expired(*before, now)) {
+            self.forget_oldest();
+        }
+    }
+
+    fn is_expired(&self, before: u64, now: u64) -> bool {
+        before.saturating_add(self.kept) <= now
+    }
+}
+
+fn revoked((before, user): &(u64, Arc<str>)) -> Revoked {
+    Revoked { user: user.to_string(), before: *before }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEPT: u64 = 60;
+    const NOW: u64 = 1_000_000;
+
+    fn users(revocations: &Revocations) -> Vec<String> {
+        revocations.snapshot().into_iter().map(|revoked| revoked.user).collect()
+    }
+
+    #[test]
+    fn what_was_issued_until_then_counts_no_more() {
+        let mut revocations = Revocations::new(KEPT);
+        assert!(!revocations.is_revoked("7", None, NOW));
+        let revoked = Revoked { user: "7".into(), before: NOW };
+        assert_eq!(revocations.revoke("7", NOW), (revoked, None));
+        let at = NOW as f64;
+        for (issued, is_revoked) in [
+            (None, true),
+            (Some(0.0), true),
+            (Some(-1.0), true),
+            (Some(at - 1.0), true),
+            (Some(at), true),
+            (Some(at + 0.9), true),
+            (Some(at + 1.0), false),
+            (Some(f64::MAX), false),
+        ] {
+            assert_eq!(revocations.is_revoked("7", issued, NOW), is_revoked, "{issued:?}");
+            assert!(!revocations.is_revoked("8", issued, NOW), "somebody else");
+        }
+    }
+
+    #[test]
+    fn a_revocation_ends_when_no_token_can_be_so_old() {
+        let mut revocations = Revocations::new(KEPT);
+        revocations.revoke("7", NOW);
+        revocations.revoke("8", NOW + 1);
+        assert!(revocations.is_revoked("7", None, NOW + KEPT - 1));
+        assert!(!revocations.is_revoked("7", None, NOW + KEPT));
+        assert_eq!(users(&revocations), ["7", "8"], "looking changes nothing");
+        revocations.revoke("9", NOW + KEPT);
+        assert_eq!(users(&revocations), ["8", "9"]);
+    }
+
+    #[test]
+    fn a_later_revocation_replaces_the_one_before_and_never_the_other_way() {
+        let mut revocations = Revocations::new(KEPT);
+        revocations.revoke("7", NOW);
+        assert_eq!(revocations.revoke("7", NOW + 5).0.before, NOW + 5);
+        assert_eq!(revocations.revoke("7", NOW + 2).0.before, NOW + 5, "the clock was set back");
+        assert_eq!(revocations.snapshot(), [Revoked { user: "7".into(), before: NOW + 5 }]);
+    }
+
+    #[test]
+    fn the_oldest_makes_room() {
+        let mut revocations = Revocations::new(u64::MAX);
+        for user in 0..MOST as u64 {
+            assert_eq!(revocations.revoke(&user.to_string(), NOW + user).1, None);
+        }
+        // Who is known already needs no room.
+        assert_eq!(revocations.revoke("0", NOW + MOST as u64).1, None);
+        // Whatever the time, it is never the new one that is forgotten.
+        let (_, forgotten) = revocations.revoke("new", 0);
+        assert_eq!(forgotten, Some(Revoked { user: "1".into(), before: NOW + 1 }));
+        assert!(revocations.is_revoked("new", None, 1) && !revocations.is_revoked("1", None, 1));
+        assert_eq!(revocations.snapshot().len(), MOST);
+    }
+
+    #[test]
+    fn what_was_kept_comes_back_as_it_was() {
+        let mut revocations = Revocations::new(KEPT);
+        revocations.revoke("b", NOW);
+        revocations.revoke("a", NOW + 1);
+        let bytes = serde_json::to_vec(&revocations.snapshot()).unwrap();
+        assert_eq!(bytes, br#"[{"user":"b","before":1000000},{"user":"a","before":1000001}]"#);
+        let back = Revocations::restore(KEPT, serde_json::from_slice(&bytes).unwrap());
+        assert_eq!(back.snapshot(), revocations.snapshot());
+        assert!(back.is_revoked("a", None, NOW + 2) && !back.is_empty());
+        assert!(Revocations::restore(KEPT, Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn the_newest_are_listed_first() {
+        let mut revocations = Revocations::new(KEPT);
+        for (user, at) in [("a", 0), ("b", 1), ("c", 2)] {
+            revocations.revoke(user, NOW + at);
+        }
+        let mut list = |offset, limit, now| {
+            serde_json::to_string(&revocations.list(Page { offset, limit }, now)).unwrap()
+        };
+        assert_eq!(
+            list(0, 2, NOW + 3),
+            r#"{"revocations":[{"user":"c","before":1000002},{"user":"b","before":1000001}],"total":3,"next_offset":2}"#
+        );
+        assert_eq!(
+            list(0, 2, NOW + KEPT + 1),
+            r#"{"revocations":[{"user":"c","before":1000002}],"total":1}"#
+        );
+    }
+}
