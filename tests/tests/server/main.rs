@@ -25,6 +25,7 @@ mod hostile;
 mod protocol;
 mod ring;
 mod sessions;
+mod soak;
 
 mod browser;
 mod chromium;
