@@ -20,6 +20,21 @@ pub fn open(port: u16) -> Result<TcpStream> {
     Ok(socket)
 }
 
+/// Opens so many WebSockets beside each other; each comes with what was read behind its head.
+pub fn websockets(port: u16, path: &str, count: usize) -> Result<Vec<(TcpStream, Vec<u8>)>> {
+    let mut sockets = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut socket = open(port)?;
+        ask(&mut socket, path)?;
+        sockets.push(socket);
+    }
+    let with_rest = |mut socket: TcpStream| -> Result<(TcpStream, Vec<u8>)> {
+        let rest = upgraded(&mut socket)?;
+        Ok((socket, rest))
+    };
+    sockets.into_iter().map(with_rest).collect()
+}
+
 /// Asks for an upgrade to a WebSocket.
 pub fn ask(socket: &mut TcpStream, path: &str) -> Result<()> {
     let request = format!(

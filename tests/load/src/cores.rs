@@ -42,6 +42,11 @@ fn pin(core: usize) -> Result<()> {
     Ok(())
 }
 
+/// How many files a process may have open at most; None: as many as it likes.
+pub fn most_files() -> Option<u64> {
+    getrlimit(Resource::Nofile).maximum
+}
+
 /// Makes room for so many open files, in this process and in those that it starts.
 pub fn open_files(needed: u64) -> Result<()> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);

@@ -15,6 +15,13 @@ pub fn client(text: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// A masked pong, for a ping with this payload.
+pub fn pong(payload: &[u8]) -> Vec<u8> {
+    let mut frame = client(payload);
+    frame[0] = 0x8a;
+    frame
+}
+
 /// How many bytes a server's frame with a text of this length has.
 pub fn server_size(length: usize) -> usize {
     header(length).len() + length
@@ -143,8 +150,8 @@ impl Frames {
     }
 }
 
-/// The length that a header tells; None: it is not complete.
-fn payload_length(header: &[u8]) -> Result<Option<usize>, String> {
+/// The length that a header of a server's frame tells; None: it is not complete.
+pub fn payload_length(header: &[u8]) -> Result<Option<usize>, String> {
     match *header {
         [_, second, ..] if second & 0x80 != 0 => Err("the server masks a frame".into()),
         [_, length @ 0..126] => Ok(Some(usize::from(length))),
@@ -218,6 +225,7 @@ mod tests {
         let text: Vec<u8> =
             frame[6..].iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
         assert_eq!(text, b"hello");
+        assert_eq!(pong(b"hello"), [&[0x8a][..], &frame[1..]].concat());
         assert_eq!(client(&[b'x'; 126])[..4], [0x81, 0xfe, 0, 126]);
         assert_eq!((server_size(125), server_size(126), server_size(65_536)), (127, 130, 65_546));
     }

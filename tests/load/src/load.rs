@@ -13,13 +13,13 @@ use crate::raw::READ;
 use crate::{DEADLINE, Result, connect};
 
 /// Connections that are opened at a time: fewer than a listening socket lets wait.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 
 /// Notices have settled when none has come for so long: a room sends its list again some 50 ms after a join.
-const QUIET: Duration = Duration::from_millis(250);
+pub const QUIET: Duration = Duration::from_millis(250);
 
 /// How long one look for events takes at most where the generator does not spin.
-const WAIT: Duration = Duration::from_millis(10);
+pub const WAIT: Duration = Duration::from_millis(10);
 
 /// What to connect to, and what to say there.
 #[derive(Clone, Debug)]

@@ -1,5 +1,6 @@
-//! Load on a real server: `bench websocket [--json]`. Every cell is taken beside a raw TCP peer that does the
-//! same without a protocol: the physical limit.
+//! Load on a real server. `bench websocket` takes every cell beside a raw TCP peer that does the same
+//! without a protocol: the physical limit. `bench reload` and `soak` reload services under peers that talk,
+//! and hold what each peer gets against what it is to get.
 #![forbid(unsafe_code)]
 
 mod board;
@@ -16,6 +17,18 @@ mod pipe;
 mod raw;
 mod usage;
 
+mod crowd;
+mod history;
+mod pace;
+mod reader;
+mod reload;
+mod renewal;
+mod scene;
+mod silence;
+mod soak;
+mod speech;
+mod talk;
+
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -25,6 +38,7 @@ use serde_json::{Value, json};
 
 use cells::{CELLS, Cell};
 use cores::Cores;
+use figure::Columns;
 use raw::Work;
 
 /// What fails here is printed and ends the program.
@@ -45,6 +59,10 @@ struct Words {
 enum Verb {
     /// The websocket, each figure beside its physical limit
     Websocket(Options),
+    /// How long peers wait while a service is replaced, and what stays of it
+    Reload(reload::Options),
+    /// Reload everything in turn for a long time, while peers talk
+    Soak(soak::Options),
     /// A raw peer that echoes bytes
     #[command(hide = true)]
     RawEcho {
@@ -86,6 +104,8 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
 fn main() -> ExitCode {
     let done = match Words::parse().verb {
         Verb::Websocket(options) => return websocket(&options),
+        Verb::Reload(options) => return reload::bench(&options),
+        Verb::Soak(options) => return soak::soak(&options),
         Verb::RawEcho { connections } => raw::listen(Work::Echo, connections),
         Verb::RawSend { connections } => raw::listen(Work::Send, connections),
     };
@@ -120,7 +140,7 @@ fn websocket(options: &Options) -> ExitCode {
 fn measure_all(options: &Options) -> Result<Vec<Value>> {
     let cores = Cores::find()?;
     if !options.json {
-        println!("{}", figure::head());
+        println!("{}", figure::head(Columns::Compared));
     }
     let is_meant =
         |cell: &&Cell| options.only.is_empty() || options.only.iter().any(|only| cell.is_meant(only));
@@ -129,7 +149,7 @@ fn measure_all(options: &Options) -> Result<Vec<Value>> {
         let figure = measure::measure(cell, options.rounds, options.seconds, &cores)
             .map_err(|error| format!("{}: {error}", cell.key))?;
         if !options.json {
-            println!("{}", figure.row());
+            println!("{}", figure.row(Columns::Compared));
         }
         figures.push(figure.json());
     }

@@ -20,7 +20,8 @@ const AT_REST: Duration = Duration::from_millis(2);
 /// Files beside the connections.
 const OTHER_FILES: usize = 100;
 
-const SERVICES: [&str; 5] =
+/// What is shipped, from the websocket to the tasks.
+pub const SERVICES: [&str; 5] =
     ["session/Session", "room/Room", "tasks/Tasks", "router/Router", "websocket/WebSocket"];
 
 const SETTINGS: &str = r#"PORT_ZEPH = 0
@@ -91,7 +92,8 @@ fn compare(cell: &Cell, server: &TestServer, rounds: u32, time: Duration, cores:
     }
     let (raw, ours) = (median(raw.samples), median(ours.samples));
     let Cell { name, limit, .. } = *cell;
-    Ok(Figure { name, value: ours / raw, unit: "ratio", limit, raw: Some(raw), ours: Some(ours) })
+    let ratio = Figure::plain(name, ours / raw, "ratio", Some(limit));
+    Ok(Figure { raw: Some(raw), ours: Some(ours), ..ratio })
 }
 
 /// What the server keeps for a peer that says nothing.
@@ -103,5 +105,5 @@ fn idle(cell: &Cell, server: &TestServer, cores: &Cores) -> Result<Figure> {
     drop(load);
     let value = after.saturating_sub(before) as f64 / plan.connections as f64;
     let Cell { name, limit, .. } = *cell;
-    Ok(Figure { name, value, unit: "KiB", limit, raw: None, ours: None })
+    Ok(Figure::plain(name, value, "KiB", Some(limit)))
 }

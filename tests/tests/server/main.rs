@@ -28,6 +28,7 @@ mod hostile;
 mod protocol;
 mod ring;
 mod sessions;
+mod soak;
 mod verbs;
 
 mod browser;
