@@ -13,7 +13,7 @@ use crate::measure::SERVICES;
 use crate::renewal::Renewals;
 use crate::talk::{Ended, Talk};
 use crate::usage::{self, Memory};
-use crate::{DEADLINE, Result};
+use crate::Result;
 
 /// Files beside the connections.
 pub const OTHER_FILES: usize = 200;
