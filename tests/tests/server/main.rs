@@ -15,6 +15,7 @@ mod events;
 
 mod supervision;
 
+mod apply;
 mod bad_builds;
 mod reload;
 
