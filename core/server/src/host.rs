@@ -15,12 +15,12 @@ use crate::control::Desk;
 use crate::life;
 use crate::listener::Listeners;
 use crate::messages::{Command, Message, Ticket};
-use crate::settings::Settings;
+use crate::settings::Current;
 
 /// The server, as plugins see it. Lives for ever: see [`zeph_abi::host_table`].
 pub struct HostTable {
     pub bus: Arc<Bus>,
-    pub settings: Arc<Settings>,
+    pub settings: Current,
     pub manager: Sender<Message>,
     pub listeners: Arc<Listeners>,
     /// The cluster starts before the services, but after this table.
@@ -68,9 +68,9 @@ impl HostSide for HostTable {
 
     fn config(&self, _from: ServiceId, key: &str) -> Result<Vec<u8>, Failure> {
         let value = match key {
-            "node" => Value::from(self.settings.node.clone()),
+            "node" => Value::from(self.settings.look().node.clone()),
             "version" => Value::from(env!("CARGO_PKG_VERSION")),
-            "call_timeout_ms" => Value::from(self.settings.limits.call_timeout.as_millis() as u64),
+            "call_timeout_ms" => Value::from(self.settings.look().limits.call_timeout.as_millis() as u64),
             _ => return Err(failure(Error::not_found(format!("the server has no fact named `{key}`")))),
         };
         Ok(value.to_string().into_bytes())
@@ -151,7 +151,7 @@ impl HostSide for HostTable {
 
     fn listener(&self, from: ServiceId, address: &str) -> Result<RawFd, Failure> {
         not_while_creating("listener")?;
-        self.listeners.lend(self.bus.who(from), address).map_err(failure)
+        self.listeners.lend(self.bus.who(from), from.serial(), address).map_err(failure)
     }
 
     fn ensure(&self, _from: ServiceId, path: &str, settings: &[u8]) -> Result<u64, Failure> {

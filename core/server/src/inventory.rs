@@ -21,6 +21,15 @@ pub struct Inventory {
 /// Opens the libraries of SERVICE_LIST and checks what the settings say to their services. `wanted`
 /// is asked before each library whether to go on.
 pub fn open(settings: &Settings, loader: &Loader, wanted: impl Fn() -> bool) -> Result<Inventory, Error> {
+    open_by(settings, |path| open_library(settings, loader, path), wanted)
+}
+
+/// The same, where each library comes from `open_library`: it may be open already.
+pub fn open_by(
+    settings: &Settings,
+    mut open_library: impl FnMut(&ServicePath) -> Result<Arc<Loaded>, Error>,
+    wanted: impl Fn() -> bool,
+) -> Result<Inventory, Error> {
     let mut loaded: Vec<Arc<Loaded>> = Vec::new();
     let mut services = Vec::new();
     let mut remarks = Vec::new();
@@ -29,7 +38,7 @@ pub fn open(settings: &Settings, loader: &Loader, wanted: impl Fn() -> bool) -> 
             return Err(Error::Stopped);
         }
         let known = loaded.iter().find(|known| known.name == path.library).cloned();
-        let library = match known.map_or_else(|| open_library(settings, loader, path), Ok) {
+        let library = match known.map_or_else(|| open_library(path), Ok) {
             Ok(library) => library,
             Err(Error::Start(reason)) if settings.is_optional(path) => {
                 remarks.push(format!("{path} is optional and does not start: {reason}"));
@@ -63,7 +72,8 @@ fn open_library(settings: &Settings, loader: &Loader, path: &ServicePath) -> Res
     loader.load(&path.library, &checked, 1).map(Arc::new).map_err(refused)
 }
 
-fn missing(settings: &Settings, path: &ServicePath) -> Faults {
+/// No file of this library is along PLUGIN_PATH.
+pub fn missing(settings: &Settings, path: &ServicePath) -> Faults {
     let folders = settings.plugin_path.iter().map(|folder| folder.display().to_string());
     let folders = folders.collect::<Vec<_>>().join(", ");
     let library = &path.library;

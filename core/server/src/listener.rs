@@ -11,17 +11,26 @@ use zeph_contract::Error;
 /// Connections that wait to be accepted; the kernel's own limit (net.core.somaxconn) counts, too.
 const BACKLOG: i32 = 4096;
 
+/// A socket, and whose it is.
+struct Lent {
+    owner: String,
+    /// The first and the last of its instances that asked for it, by their serials.
+    first: u32,
+    last: u32,
+    socket: TcpListener,
+}
+
 /// All listening sockets of a server.
 #[derive(Default)]
 pub struct Listeners {
-    /// By the address as it was asked for; who asked first.
-    sockets: Mutex<HashMap<String, (String, TcpListener)>>,
+    /// By the address as it was asked for.
+    sockets: Mutex<HashMap<String, Lent>>,
 }
 
 impl Listeners {
     /// Lends the socket of an address, `tcp:IP:PORT`; opens it at first. The answer is the borrower's.
-    /// Port 0 is a free port, and the same one for the same borrower.
-    pub fn lend(&self, borrower: &str, address: &str) -> Result<RawFd, Error> {
+    /// Port 0 is a free port, and the same one for the same borrower. `serial` is that of its instance.
+    pub fn lend(&self, borrower: &str, serial: u32, address: &str) -> Result<RawFd, Error> {
         let wanted = address.strip_prefix("tcp:").and_then(|address| address.parse::<SocketAddr>().ok());
         let wanted = wanted.ok_or_else(|| {
             Error::invalid(format!(
@@ -30,11 +39,12 @@ impl Listeners {
         })?;
         let key = if wanted.port() == 0 { format!("{address} {borrower}") } else { address.into() };
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((owner, socket)) = sockets.get(&key) {
-            if owner != borrower {
-                return Err(Error::refused(format!("{owner} listens on {wanted} already")));
+        if let Some(lent) = sockets.get_mut(&key) {
+            if lent.owner != borrower {
+                return Err(Error::refused(format!("{} listens on {wanted} already", lent.owner)));
             }
-            return duplicate(socket);
+            lent.last = serial;
+            return duplicate(&lent.socket);
         }
         let socket = TcpListener::bind(wanted).map_err(|error| {
             Error::unavailable(format!(
@@ -48,22 +58,35 @@ impl Listeners {
         if let Ok(address) = socket.local_addr() {
             tracing::info!("{borrower}: listens on {address}");
         }
-        sockets.insert(key, (borrower.into(), socket));
+        sockets.insert(key, Lent { owner: borrower.into(), first: serial, last: serial, socket });
         Ok(fd)
     }
 
     /// The addresses that are listened on, with whoever asked for them.
     pub fn addresses(&self) -> Vec<(String, SocketAddr)> {
         let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        let address =
-            |(owner, socket): &(String, TcpListener)| Some((owner.clone(), socket.local_addr().ok()?));
+        let address = |lent: &Lent| Some((lent.owner.clone(), lent.socket.local_addr().ok()?));
         sockets.values().filter_map(address).collect()
     }
 
     /// Closes those of a borrower that has stopped. Only what it still holds itself stays open.
     pub fn release(&self, borrower: &str) {
+        self.retain(|lent| lent.owner != borrower);
+    }
+
+    /// Closes those that an instance did not ask for which took over from others of its name.
+    pub fn keep_only(&self, borrower: &str, serial: u32) {
+        self.retain(|lent| lent.owner != borrower || lent.last == serial);
+    }
+
+    /// Closes those that were opened for an instance which will not serve.
+    pub fn forget(&self, borrower: &str, serial: u32) {
+        self.retain(|lent| lent.owner != borrower || lent.first != serial);
+    }
+
+    fn retain(&self, is_kept: impl Fn(&Lent) -> bool) {
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        sockets.retain(|_, (owner, _)| owner != borrower);
+        sockets.retain(|_, lent| is_kept(lent));
     }
 
     /// Closes all of them.

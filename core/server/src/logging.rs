@@ -30,10 +30,15 @@ pub fn start(level: Level, path: Option<&Path>) -> Result<(), Error> {
     let file =
         path.map(|path| open(path).map_err(Error::io("cannot open the log file", path))).transpose()?;
     *TARGET.lock().unwrap_or_else(PoisonError::into_inner) = Target { file, path: path.map(Into::into) };
-    LEVEL.store(number(level), Ordering::Relaxed);
+    set_level(level);
     static INSTALLED: OnceLock<()> = OnceLock::new();
     INSTALLED.get_or_init(install);
     Ok(())
+}
+
+/// Logs from now on at this level.
+pub fn set_level(level: Level) {
+    LEVEL.store(number(level), Ordering::Relaxed);
 }
 
 fn install() {

@@ -1,5 +1,6 @@
 //! What the server's threads say to one another: plain data, and where an answer goes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -9,7 +10,7 @@ use zeph_contract::Error;
 
 use crate::life;
 use crate::loader::Loaded;
-use crate::settings::{ServiceOptions, ServicePath, ServiceSettings};
+use crate::settings::{Living, ServiceOptions, ServicePath, ServiceSettings};
 
 /// How many messages wait for the manager at most; who sends more waits.
 const QUEUE: usize = 4096;
@@ -61,6 +62,8 @@ pub enum Message {
     Command(Command, Ticket),
     /// A reload goes on.
     Replacing(Replacing),
+    /// Changed settings are applied.
+    Applying(Box<Applying>),
     /// A library was opened for a command that waits for it.
     Opened(Result<Loaded, Error>, Box<(Command, Ticket)>),
     /// An instance that was replaced has no call inside and no job left.
@@ -120,8 +123,8 @@ impl Ticket {
 pub enum Replacing {
     /// Which services of this library run?
     Begin { library: String, ticket: Sender<Result<Standing, Error>> },
-    /// Leave these alone from now on: they are all of the library that run.
-    Hold { library: String, ids: Vec<ServiceId>, ticket: Sender<Result<(), Error>> },
+    /// Leave these alone from now on.
+    Hold { library: String, extent: Extent, ids: Vec<ServiceId>, ticket: Sender<Result<(), Error>> },
     /// Send me what this new instance tells.
     Candidate { id: ServiceId, events: Sender<life::Event> },
     /// The new instances serve from now on.
@@ -139,6 +142,15 @@ pub enum Replacing {
     Forget { id: ServiceId },
 }
 
+/// How much of a library is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it that runs: there is a new build.
+    Library,
+    /// Only some services: their settings have changed.
+    Services,
+}
+
 /// How a library stands when its reload begins.
 pub struct Standing {
     pub loaded: Arc<Loaded>,
@@ -152,10 +164,22 @@ pub struct Subject {
     pub id: ServiceId,
     pub slot: u32,
     pub path: ServicePath,
+    /// The settings in force.
     pub values: Map<String, Value>,
+    pub wanted: Wanted,
     pub options: ServiceOptions,
     pub instance: Arc<Instance>,
     pub seat: &'static Seat,
+}
+
+/// Which settings the successor begins with.
+pub enum Wanted {
+    /// Those of the file, if it names the service.
+    OfFile,
+    /// Those in force: newer ones were refused.
+    Kept,
+    /// These.
+    These(Map<String, Value>),
 }
 
 /// Its successor, ready to serve.
@@ -173,12 +197,53 @@ pub struct Candidate {
     pub returned: Option<Result<(), Failure>>,
 }
 
-/// Why a reload is done.
+/// The steps of `apply` that only the manager can do.
+pub enum Applying {
+    /// What lives, and which libraries are open?
+    Begin(Sender<Result<World, Error>>),
+    /// A library was opened for services that are new.
+    Opened(Arc<Loaded>),
+    /// These options count from now on.
+    Options { path: ServicePath, options: ServiceOptions, ticket: Sender<Result<(), Error>> },
+    /// These settings are wanted. A service that does not serve just has them from now on; else the answer
+    /// is whom to replace, and with which code.
+    Settings { path: ServicePath, settings: ServiceSettings, ticket: Sender<Result<ToReplace, Error>> },
+    /// The new instance serves from now on, with these options.
+    Commit {
+        loaded: Arc<Loaded>,
+        candidate: Candidate,
+        options: ServiceOptions,
+        ticket: Sender<Result<(), Error>>,
+    },
+    /// All is done: the order of SERVICE_LIST, and whose settings were refused, with the reason.
+    End { order: Vec<ServicePath>, refused: BTreeMap<ServicePath, String> },
+}
+
+/// The present instance that is to be replaced, and its code. None: there is none.
+pub type ToReplace = Option<(Arc<Loaded>, Subject)>;
+
+/// Everything that lives when settings are applied.
+pub struct World {
+    pub plugins: Vec<Arc<Loaded>>,
+    /// In start order.
+    pub services: Vec<Living>,
+}
+
+/// Whether settings are applied, or only compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApplyMode {
+    /// Say what would change.
+    DryRun,
+    /// Make them the ones in force.
+    Apply,
+}
+
+/// Why a library is loaded anew, or settings are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// Somebody asked for it: also an unchanged file makes a new generation.
     Asked,
-    /// The file changed.
+    /// The file changed: the same content once more is passed over.
     Watched,
 }
 
@@ -198,6 +263,8 @@ pub enum Job {
     Open { library: String, waiting: Box<(Command, Ticket)> },
     /// Replace a library's services.
     Reload { library: String, origin: Origin, ticket: Ticket },
+    /// Compare the settings file with what is in force, and make the changes.
+    Apply { mode: ApplyMode, origin: Origin, ticket: Ticket },
     /// No more work.
     Quit,
 }

@@ -26,7 +26,7 @@ use crate::manager::Manager;
 use crate::messages::{self, Command, Job, Message, Ticket};
 use crate::phase::{Phase, Phases};
 use crate::reload::Reloader;
-use crate::settings::Settings;
+use crate::settings::{Current, Settings};
 use crate::{cluster, logging, watch};
 
 /// Reloads that wait at most.
@@ -59,7 +59,10 @@ impl Ended {
 
 /// What all threads of the server share.
 struct Core {
+    /// The settings of the start: for what is opened once.
     settings: Arc<Settings>,
+    /// The settings in force.
+    current: Current,
     phases: Phases,
     bus: Arc<Bus>,
     manager: Sender<Message>,
@@ -98,7 +101,8 @@ fn parts(settings: Settings) -> (Core, Queues) {
     let phases = Phases::default();
     let (manager, messages) = messages::queue();
     let (jobs, job_queue) = crossbeam_channel::bounded(JOBS);
-    let bus = Arc::new(Bus::new(settings.limits.clone(), manager.clone()));
+    let current = Current::new(settings.clone());
+    let bus = Arc::new(Bus::new(current.clone(), manager.clone()));
     let history = History::default();
     let desk = Desk {
         bus: bus.clone(),
@@ -109,6 +113,7 @@ fn parts(settings: Settings) -> (Core, Queues) {
     };
     let core = Core {
         settings,
+        current,
         phases,
         bus,
         manager,
@@ -128,7 +133,7 @@ impl Core {
     fn host(&self) -> zeph_abi::Host {
         zeph_abi::host_table(Box::leak(Box::new(HostTable {
             bus: self.bus.clone(),
-            settings: self.settings.clone(),
+            settings: self.current.clone(),
             manager: self.manager.clone(),
             listeners: self.listeners.clone(),
             engine: self.engine.clone(),
@@ -203,7 +208,7 @@ impl Server {
         let queues = (core.manager.clone(), messages);
         let (bus, listeners, phases) = (core.bus.clone(), core.listeners.clone(), core.phases.clone());
         let (history, jobs) = (core.history.clone(), core.jobs.clone());
-        let manager = Manager::new(bus, settings.clone(), listeners, phases, history, queues, jobs);
+        let manager = Manager::new(bus, core.current.clone(), listeners, phases, history, queues, jobs);
         core.thread("history", move |_| writer.run())?;
         core.thread("manager", move |_| manager.run())?;
         core.thread("clock", |core| core.bus.run_clock())?;
@@ -211,7 +216,7 @@ impl Server {
         core.thread("calls", |core| watch::calls(&core.bus, &core.phases))?;
         let reloader = Reloader {
             bus: core.bus.clone(),
-            settings: settings.clone(),
+            settings: core.current.clone(),
             loader: loader.clone(),
             manager: core.manager.clone(),
             history: core.history.clone(),
@@ -319,13 +324,8 @@ fn run_bootstrap(core: &Arc<Core>, loader: &Arc<Loader>) {
     if let Err(error) = core.bootstrap(loader) {
         return core.fail(error);
     }
-    let settings = &core.settings;
-    let watcher = match settings.limits.watch {
-        true => watch::files(&settings.plugin_path, core.jobs.clone())
-            .inspect_err(|error| tracing::warn!("changed plugins are not seen by themselves: {error}"))
-            .ok(),
-        false => None,
-    };
+    let watcher = watch::files(&core.current, core.jobs.clone())
+        .inspect_err(|error| tracing::warn!("changed files are not seen by themselves: {error}"));
     if core.phases.advance(Phase::Ready) {
         tracing::info!("ready");
         core.history.record(Entry::new(SERVER, What::Ready));

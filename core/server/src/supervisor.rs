@@ -181,6 +181,11 @@ impl Supervisor {
         self.state = State::Enabled;
     }
 
+    /// These options count from the next event on.
+    pub fn set_options(&mut self, options: ServiceOptions) {
+        self.options = options;
+    }
+
     /// The instance that waited to be run again is gone: the next start makes a new one.
     pub fn lost_instance(&mut self) {
         self.state = match self.state {

@@ -1,7 +1,7 @@
-//! Two watches: over the files in PLUGIN_PATH, and over calls that take too long.
+//! Two watches: over the settings file and the files in PLUGIN_PATH, and over calls that take too long.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -14,43 +14,76 @@ use zeph_contract::{Code, Error};
 
 use crate::bus::Bus;
 use crate::frames;
-use crate::messages::{Job, Origin, Ticket};
+use crate::messages::{ApplyMode, Job, Origin, Ticket};
 use crate::phase::{Phase, Phases};
-use crate::settings::library_name;
+use crate::settings::{Current, library_name};
 
-/// A file is loaded when nothing has touched it for so long.
+/// A file is read when nothing has touched it for so long.
 const DEBOUNCE: Duration = Duration::from_millis(200);
-/// A reload that could not be done just then is tried again after this time.
+/// What could not be done just then is tried again after this time.
 const RETRY: Duration = Duration::from_secs(1);
 /// A direct call that takes longer is named.
 const SLOW: Duration = Duration::from_secs(1);
 /// How often calls are looked at.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Asks for a reload of what changes in these folders, until the watcher is dropped.
-pub fn files(folders: &[PathBuf], jobs: Sender<Job>) -> notify::Result<notify::RecommendedWatcher> {
+/// What has changed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Changed {
+    /// The settings file.
+    Settings,
+    /// The file of this library.
+    Library(String),
+}
+
+impl Changed {
+    fn at(path: &Path, settings: &Path) -> Option<Self> {
+        match path.file_name() == settings.file_name() {
+            true => Some(Self::Settings),
+            false => library_name(path).map(Self::Library),
+        }
+    }
+
+    /// What is to be done about it.
+    fn job(&self, ticket: Ticket) -> Job {
+        let origin = Origin::Watched;
+        match self {
+            Self::Settings => Job::Apply { mode: ApplyMode::Apply, origin, ticket },
+            Self::Library(library) => Job::Reload { library: library.clone(), origin, ticket },
+        }
+    }
+}
+
+/// Has changed plugins loaded and changed settings applied, until the watcher is dropped. The settings in
+/// force say at any time whether that is wanted; the folders are those of the start.
+pub fn files(current: &Current, jobs: Sender<Job>) -> notify::Result<notify::RecommendedWatcher> {
     let (changes, changed) = crossbeam_channel::bounded(1024);
+    let (settings, current) = (current.get(), current.clone());
+    let file = settings.file.clone();
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         let Ok(event) = event else { return };
         if matches!(event.kind, EventKind::Create(_) | EventKind::Modify(_)) {
-            for library in event.paths.iter().filter_map(|path| library_name(path)) {
+            for change in event.paths.iter().filter_map(|path| Changed::at(path, &file)) {
                 // Full: a change of the same file is in it already, or will come again with its next write.
-                let _ = changes.try_send(library);
+                let _ = changes.try_send(change);
             }
         }
     })?;
-    for folder in folders {
+    // The folder of the settings, too: editors put a new file in the place of the old one.
+    let folders = settings.plugin_path.iter().map(|folder| folder.as_path());
+    for folder in folders.chain(settings.file.parent()) {
         if let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive) {
             tracing::warn!("changes in {} are not seen: {error}", folder.display());
         }
     }
-    std::thread::Builder::new().name("zephserver-watch".into()).spawn(move || debounce(&changed, &jobs))?;
+    let thread = std::thread::Builder::new().name("zephserver-watch".into());
+    thread.spawn(move || debounce(&changed, &current, &jobs))?;
     Ok(watcher)
 }
 
-fn debounce(changed: &Receiver<String>, jobs: &Sender<Job>) {
-    let mut due = BTreeMap::<String, Instant>::new();
-    let mut asked: Vec<(String, Receiver<Result<Value, Error>>)> = Vec::new();
+fn debounce(changed: &Receiver<Changed>, current: &Current, jobs: &Sender<Job>) {
+    let mut due = BTreeMap::<Changed, Instant>::new();
+    let mut asked: Vec<(Changed, Receiver<Result<Value, Error>>)> = Vec::new();
     loop {
         let look = (!asked.is_empty()).then(|| Instant::now() + DEBOUNCE);
         let next = due.values().copied().chain(look).min();
@@ -59,26 +92,26 @@ fn debounce(changed: &Receiver<String>, jobs: &Sender<Job>) {
             None => changed.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match change {
-            Ok(library) => {
-                due.insert(library, Instant::now() + DEBOUNCE);
+            Ok(_) if !current.look().limits.watch => {}
+            Ok(change) => {
+                due.insert(change, Instant::now() + DEBOUNCE);
             }
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {}
         }
         let now = Instant::now();
-        let ripe: Vec<String> = due.extract_if(.., |_, at| *at <= now).map(|(library, _)| library).collect();
-        for library in ripe {
+        let ripe: Vec<Changed> = due.extract_if(.., |_, at| *at <= now).map(|(change, _)| change).collect();
+        for change in ripe {
             let (ticket, answer) = Ticket::new();
-            let job = Job::Reload { library: library.clone(), origin: Origin::Watched, ticket };
-            match jobs.try_send(job) {
-                Ok(()) => asked.push((library, answer)),
-                Err(_) => drop(due.insert(library, now + RETRY)),
+            match jobs.try_send(change.job(ticket)) {
+                Ok(()) => asked.push((change, answer)),
+                Err(_) => drop(due.insert(change, now + RETRY)),
             }
         }
         // What could not be done just now is tried again; all else stands in the log and in `status`.
-        asked.retain(|(library, answer)| match answer.try_recv() {
+        asked.retain(|(change, answer)| match answer.try_recv() {
             Ok(Err(error)) if matches!(error.code, Code::Busy | Code::Unavailable) => {
-                due.entry(library.clone()).or_insert(now + RETRY);
+                due.entry(change.clone()).or_insert(now + RETRY);
                 false
             }
             Ok(_) | Err(TryRecvError::Disconnected) => false,

@@ -136,6 +136,14 @@ impl TestServer {
         file
     }
 
+    /// Changes the settings file while the server runs, as editors do: a new file takes the old one's place.
+    pub fn edit_settings(&self, edit: impl FnOnce(String) -> String) {
+        let (file, beside) = (self.path("settings.toml"), self.path("settings.toml.new"));
+        let text = fs::read_to_string(&file).expect("the settings are written at the start");
+        fs::write(&beside, edit(text)).expect("the test's own folder can be written");
+        fs::rename(&beside, &file).expect("the test's own folder can be written");
+    }
+
     /// Starts it, without waiting for anything.
     pub fn launch(mut self) -> Self {
         self.launch_again();

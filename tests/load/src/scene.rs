@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use zephserver_testkit::TestServer;
 
+use crate::Result;
 use crate::cores::open_files;
 use crate::crowd::Plan;
 use crate::figure::Figure;
@@ -13,7 +14,6 @@ use crate::measure::SERVICES;
 use crate::renewal::Renewals;
 use crate::talk::{Ended, Talk};
 use crate::usage::{self, Memory};
-use crate::Result;
 
 /// Files beside the connections.
 pub const OTHER_FILES: usize = 200;

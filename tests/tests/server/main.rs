@@ -17,6 +17,7 @@ mod events;
 mod history;
 mod supervision;
 
+mod apply;
 mod bad_builds;
 mod copies;
 mod reload;

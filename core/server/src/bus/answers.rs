@@ -93,7 +93,7 @@ impl Bus {
     /// See [`zeph_abi::HostSide::defer`].
     pub fn defer(&self, from: ServiceId, context: &Context<'_>) -> Result<u64, Error> {
         let token = self.token();
-        let deadline = Instant::now() + self.limits.call_timeout;
+        let deadline = Instant::now() + self.settings.look().limits.call_timeout;
         let method =
             frames::with(|thread| thread.innermost(self.id)).map_or_else(String::new, |call| call.method);
         self.pending.defer(token, from, &method, ancestors(self, Some(context), 0), deadline)?;

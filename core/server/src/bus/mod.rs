@@ -23,7 +23,7 @@ use crate::messages::{Crash, Message};
 use crate::pending::Pending;
 use crate::pool::Pool;
 use crate::registry::{CAPACITY, Down, Registry, Slot};
-use crate::settings::Limits;
+use crate::settings::Current;
 use crate::subscriptions::Subscriptions;
 
 /// How long a caller waits for a service that is on its way back.
@@ -40,7 +40,8 @@ pub struct Bus {
     pub pool: Pool,
     pub clock: Clock,
     pub subscriptions: Subscriptions,
-    pub limits: Limits,
+    /// For its limits, which may change at any time.
+    pub settings: Current,
     manager: Sender<Message>,
     /// Slots that have mail.
     mail: (Sender<u32>, Receiver<u32>),
@@ -84,16 +85,16 @@ fn ancestors(bus: &Bus, context: Option<&Context<'_>>, behalf: u64) -> Arc<[u32]
 }
 
 impl Bus {
-    pub fn new(limits: Limits, manager: Sender<Message>) -> Self {
+    pub fn new(settings: Current, manager: Sender<Message>) -> Self {
         static SERVERS: AtomicU64 = AtomicU64::new(1);
         Self {
             id: SERVERS.fetch_add(1, Ordering::Relaxed),
             registry: Registry::new(),
             pending: Pending::default(),
-            pool: Pool::new(limits.pool_threads),
+            pool: Pool::new(settings.look().limits.pool_threads),
             clock: Clock::default(),
             subscriptions: Subscriptions::default(),
-            limits,
+            settings,
             manager,
             mail: crossbeam_channel::bounded(CAPACITY + 1),
             tokens: AtomicU64::new(1),
@@ -177,7 +178,7 @@ impl Bus {
     /// How long the caller waits for an answer that comes later.
     fn limit(&self, options: &CallOptions) -> Duration {
         match options.within {
-            0 => self.limits.call_timeout,
+            0 => self.settings.look().limits.call_timeout,
             within => Duration::from_nanos(within),
         }
     }
@@ -224,7 +225,7 @@ impl Bus {
                         return Ok(entry);
                     }
                     // A little longer than the reload may take: it opens the gate either way.
-                    patience(self.limits.gate_timeout * 4 + RESURRECTION)
+                    patience(self.settings.look().limits.gate_timeout * 4 + RESURRECTION)
                 }
                 Err(Closed::Down) => match slot.down() {
                     Down::Unknown => {

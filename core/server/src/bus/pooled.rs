@@ -122,7 +122,10 @@ impl Bus {
         let figures = self.pool.figures();
         Error::busy(format!(
             "the pool is full: {} threads, {} of them stuck, {} calls waiting ([server] pool_threads = {})",
-            figures.threads, figures.stuck, figures.queued, self.limits.pool_threads
+            figures.threads,
+            figures.stuck,
+            figures.queued,
+            self.settings.look().limits.pool_threads
         ))
     }
 

@@ -10,7 +10,7 @@ use zeph_contract::Error;
 use crate::bus::Bus;
 use crate::history::History;
 use crate::manager::unknown_verb;
-use crate::messages::{Command, Job, Message, Origin, Ticket};
+use crate::messages::{ApplyMode, Command, Job, Message, Origin, Ticket};
 use crate::phase::{Phase, Phases};
 
 /// The server's own verbs, with what each is for.
@@ -24,6 +24,7 @@ const VERBS: &[(&str, &str)] = &[
     ("disable", "NAME stop it; no call brings it back"),
     ("restart", "NAME stop and start it"),
     ("reload", "NAME load its library anew and hand over"),
+    ("apply", "[--dry-run] make what changed in the settings file count"),
     ("call", "NAME METHOD [JSON] call a service"),
     ("version", "which server this is"),
     ("help", "all verbs"),
@@ -63,6 +64,7 @@ impl Desk {
             "disable" => self.ask(Command::Disable(name(verb, rest)?)),
             "restart" => self.ask(Command::Restart(name(verb, rest)?)),
             "reload" => self.reload(&name(verb, rest)?),
+            "apply" => self.apply(rest),
             "call" => self.call(rest),
             "version" => Ok(json!({"zephserver": env!("CARGO_PKG_VERSION")})),
             "help" => self.help(),
@@ -84,6 +86,19 @@ impl Desk {
         let library = name.split('/').next().unwrap_or(name).into();
         let (ticket, answer) = Ticket::new();
         let job = Job::Reload { library, origin: Origin::Asked, ticket };
+        self.jobs.try_send(job).map_err(|_| Error::busy("too many reloads wait already"))?;
+        answer.recv().unwrap_or_else(|_| Err(Error::unavailable("the server is stopping")))
+    }
+
+    /// The settings file is the one that the server was started with.
+    fn apply(&self, rest: &str) -> Result<Value, Error> {
+        let mode = match rest {
+            "" => ApplyMode::Apply,
+            "--dry-run" => ApplyMode::DryRun,
+            _ => return Err(Error::invalid("usage: apply [--dry-run]")),
+        };
+        let (ticket, answer) = Ticket::new();
+        let job = Job::Apply { mode, origin: Origin::Asked, ticket };
         self.jobs.try_send(job).map_err(|_| Error::busy("too many reloads wait already"))?;
         answer.recv().unwrap_or_else(|_| Err(Error::unavailable("the server is stopping")))
     }

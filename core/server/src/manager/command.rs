@@ -152,8 +152,8 @@ impl Manager {
         let made = self.path_in(&name, &loaded).and_then(|path| {
             let extra =
                 if let Command::Ensure(_, settings) = &command { settings.clone() } else { Map::new() };
-            let Listed { path, settings, .. } =
-                listed(&self.settings, path, &loaded).map_err(|faults| Error::invalid(faults.to_string()))?;
+            let Listed { path, settings, .. } = listed(&self.settings.get(), path, &loaded)
+                .map_err(|faults| Error::invalid(faults.to_string()))?;
             let values = settings.values.into_iter().chain(extra).collect();
             self.add(path, ServiceSettings { values, ..settings })
         });

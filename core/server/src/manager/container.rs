@@ -20,7 +20,10 @@ use crate::supervisor::{Event, State, Supervisor};
 pub struct Container {
     pub slot: u32,
     pub path: ServicePath,
+    /// Those in force.
     pub settings: ServiceSettings,
+    /// Why newer ones are not.
+    pub settings_refused: Option<String>,
     pub supervisor: Supervisor,
     pub life: Option<Life>,
     /// When the supervisor wants to be asked again.
@@ -163,6 +166,7 @@ impl Container {
             path,
             supervisor: Supervisor::new(settings.options.clone()),
             settings,
+            settings_refused: None,
             life: None,
             wake: None,
             reloading: false,

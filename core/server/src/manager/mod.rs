@@ -4,6 +4,7 @@
 //! reload. It asks the [`supervisor`](crate::supervisor) what is to be done and does it; it never runs
 //! a plugin's code and never waits for one, so that `status` and `stop` always get through.
 
+mod apply;
 mod command;
 mod container;
 mod lives;
@@ -31,7 +32,7 @@ use crate::loader::Loaded;
 use crate::messages::{Job, Listed, Message};
 use crate::phase::{Phase, Phases};
 use crate::registry::Down;
-use crate::settings::{ServicePath, ServiceSettings, Settings};
+use crate::settings::{Current, ServicePath, ServiceSettings};
 use crate::supervisor::{Event, State};
 
 pub use command::{listed, unknown_verb};
@@ -50,7 +51,7 @@ pub struct Plugin {
 /// All services of a server.
 pub struct Manager {
     bus: Arc<Bus>,
-    settings: Arc<Settings>,
+    settings: Current,
     listeners: Arc<Listeners>,
     phases: Phases,
     history: History,
@@ -79,7 +80,7 @@ fn roll() -> f64 {
 impl Manager {
     pub fn new(
         bus: Arc<Bus>,
-        settings: Arc<Settings>,
+        settings: Current,
         listeners: Arc<Listeners>,
         phases: Phases,
         history: History,
@@ -194,6 +195,7 @@ impl Manager {
             Message::StopAll(ticket) => self.stop_all(ticket),
             Message::Command(command, ticket) => self.on_command(command, ticket),
             Message::Replacing(step) => self.on_replacing(step),
+            Message::Applying(step) => self.on_applying(*step),
             Message::Opened(opened, waiting) => self.on_opened(opened, *waiting),
             Message::Drained(id) => self.on_drained(id),
             Message::Quit => {}

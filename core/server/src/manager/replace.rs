@@ -15,19 +15,20 @@ use crate::bus::Bus;
 use crate::history::What;
 use crate::life;
 use crate::loader::Loaded;
-use crate::messages::{Candidate, Message, Origin, Replacing, Standing, Subject};
+use crate::messages::{Candidate, Extent, Message, Origin, Replacing, Standing, Subject, Wanted};
 use crate::supervisor::{Event, State};
 
 /// Why a service starts that was not replaced.
 const NEW_BUILD: &str = "a new build was loaded";
 
-fn subject(container: &Container) -> Option<Subject> {
+pub(super) fn subject(container: &Container) -> Option<Subject> {
     let life = container.life.as_ref()?;
     Some(Subject {
         id: life.id,
         slot: container.slot,
         path: container.path.clone(),
         values: container.settings.values.clone(),
+        wanted: if container.settings_refused.is_some() { Wanted::Kept } else { Wanted::OfFile },
         options: container.settings.options.clone(),
         instance: life.instance.clone()?,
         seat: life.seat?,
@@ -40,8 +41,8 @@ impl Manager {
             Replacing::Begin { library, ticket } => {
                 let _ = ticket.send(self.subjects(&library));
             }
-            Replacing::Hold { library, ids, ticket } => {
-                let held = self.hold(&library, &ids);
+            Replacing::Hold { library, extent, ids, ticket } => {
+                let held = self.hold(&library, extent, &ids);
                 let _ = ticket.send(held);
             }
             Replacing::Candidate { id, events } => {
@@ -61,6 +62,7 @@ impl Manager {
                     self.bus.cancel_calls_by(slot, id.serial());
                     self.bus.clock.forget(slot, id.serial());
                     self.bus.subscriptions.forget(slot, id.serial());
+                    self.listeners.forget(self.bus.registry.name(slot), id.serial());
                 }
             }
         }
@@ -97,7 +99,7 @@ impl Manager {
     }
 
     /// Leaves these services alone from now on, if they are still the same.
-    fn hold(&mut self, library: &str, ids: &[ServiceId]) -> Result<(), Error> {
+    fn hold(&mut self, library: &str, extent: Extent, ids: &[ServiceId]) -> Result<(), Error> {
         if self.is_stopping() {
             return Err(Error::unavailable("the server stops"));
         }
@@ -111,7 +113,7 @@ impl Manager {
         let runs = |c: &&Container| {
             matches!(c.supervisor.state(), State::Starting | State::Enabled | State::Stopping { .. })
         };
-        if self.of_library(library).filter(runs).count() != ids.len() {
+        if extent == Extent::Library && self.of_library(library).filter(runs).count() != ids.len() {
             return Err(Error::busy(format!("a service of {library} started meanwhile; try again")));
         }
         for slot in ids.iter().filter_map(|id| id.slot()) {
@@ -135,7 +137,7 @@ impl Manager {
         let library = loaded.name.clone();
         self.register(loaded.clone(), origin.reason());
         for candidate in candidates {
-            self.take_over(&loaded, origin, candidate);
+            self.take_over(&loaded, (What::Reloaded, origin.reason()), candidate);
         }
         self.release(&library);
         // Who came to life during the last steps did so with the old build.
@@ -167,7 +169,12 @@ impl Manager {
         Ok(())
     }
 
-    fn take_over(&mut self, loaded: &Arc<Loaded>, origin: Origin, candidate: Candidate) {
+    pub(super) fn take_over(
+        &mut self,
+        loaded: &Arc<Loaded>,
+        (what, cause): (What, &str),
+        candidate: Candidate,
+    ) {
         let Candidate { slot, id, orders, instance, values, inherits, events, returned } = candidate;
         self.candidates.remove(&id);
         // This thread forwards them: whatever came before now is in the channel.
@@ -183,7 +190,7 @@ impl Manager {
         let mut new = Life::new(id, loaded, orders);
         (new.instance, new.seat, new.main_runs, new.reported) = (Some(instance), Some(seat), main_runs, true);
         let old = container.replace_life(new);
-        container.record(What::Reloaded, Some(origin.reason()));
+        container.record(what, Some(cause));
         container.settings.values = values;
         // It was another build's.
         container.checkpoint = None;
@@ -214,7 +221,8 @@ impl Manager {
         let (id, seat) = (old.id, old.seat);
         self.retired.insert(id, Retired::new(old));
         self.mark_stopping(id);
-        let (bus, sender, limit) = (self.bus.clone(), self.sender.clone(), self.bus.limits.drain_timeout);
+        let (bus, sender, limit) =
+            (self.bus.clone(), self.sender.clone(), self.bus.settings.look().limits.drain_timeout);
         let drained = std::thread::Builder::new().name("zephserver-drain".into()).spawn(move || {
             wait_until_drained(&bus, id, seat, limit);
             let _ = sender.send(Message::Drained(id));

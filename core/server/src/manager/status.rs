@@ -24,9 +24,9 @@ impl Manager {
             "state": self.phases.now().name(),
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
-            "node": self.settings.node,
+            "node": self.settings.look().node,
             "started": seconds(self.started_at),
-            "settings": self.settings.file,
+            "settings": self.settings.look().file,
             "services": self.order.iter().filter_map(|slot| self.containers.get(slot)).map(|c| self.view(c)).collect::<Vec<_>>(),
             "left_behind": self.left.values().collect::<Vec<_>>(),
             "generations": {
@@ -82,6 +82,7 @@ impl Manager {
             "last_failure": container.failure,
             "reloading": container.reloading,
             "refused": plugin.and_then(|plugin| plugin.refused.as_ref()).map(|(_, reason)| reason),
+            "settings_refused": container.settings_refused,
             "slow_calls": slot.map_or(0, |slot| slot.slow_calls.load(Ordering::Relaxed)),
             "events_dropped": slot.map_or(0, |slot| slot.mailbox.dropped()),
             "metrics": container.metrics,
@@ -121,7 +122,7 @@ impl Manager {
                 "refused": plugin.refused.as_ref().map(|(_, reason)| reason),
             }));
         }
-        for (name, file) in self.settings.library_files() {
+        for (name, file) in self.settings.get().library_files() {
             if self.plugins.contains_key(&name) {
                 continue;
             }

@@ -11,6 +11,8 @@
 //! One thread does all reloads of a server, one after the other. Steps of plugins run on threads of
 //! their own, so that a step that hangs costs its time limit and no more.
 
+mod apply;
+mod jobs;
 mod passage;
 
 use std::collections::BTreeMap;
@@ -27,8 +29,12 @@ use crate::frames;
 use crate::history::{Entry, History, What};
 use crate::life::{self, Birth, Inherited, Order};
 use crate::loader::{self, Loaded, Loader, short};
-use crate::messages::{Job, Message, Origin, Replacing, Standing, Subject, from_life};
-use crate::settings::{ServicePath, Settings, check_service};
+use crate::messages::{
+    Command, Extent, Job, Message, Origin, Replacing, Standing, Subject, Ticket, Wanted, from_life,
+};
+use crate::settings::{Current, check_service};
+use apply::Memory;
+use jobs::Jobs;
 use passage::{Passage, Step, too_long, within};
 
 /// How long calls inside may take to end, once the gate is shut.
@@ -64,7 +70,7 @@ impl Failed {
 /// Does the reloads of one server.
 pub struct Reloader {
     pub bus: Arc<Bus>,
-    pub settings: Arc<Settings>,
+    pub settings: Current,
     pub loader: Arc<Loader>,
     pub manager: Sender<Message>,
     pub history: History,
@@ -73,16 +79,22 @@ pub struct Reloader {
 impl Reloader {
     /// Works until `Quit`. On a thread of its own.
     pub fn run(self, jobs: Receiver<Job>) {
-        for job in jobs {
+        let (mut jobs, mut memory) = (Jobs::new(jobs), Memory::default());
+        while let Some(job) = jobs.take() {
             match job {
-                Job::Open { library, waiting } => {
-                    let opened = self.open(&library);
-                    let _ = self.manager.send(Message::Opened(opened, waiting));
-                }
+                Job::Open { library, waiting } => self.open_for(&library, waiting),
                 Job::Reload { library, origin, ticket } => ticket.answer(self.reload(&library, origin)),
+                Job::Apply { mode, origin, ticket } => {
+                    ticket.answer(self.apply(&mut jobs, &mut memory, mode, origin));
+                }
                 Job::Quit => return,
             }
         }
+    }
+
+    fn open_for(&self, library: &str, waiting: Box<(Command, Ticket)>) {
+        let opened = self.open(library);
+        let _ = self.manager.send(Message::Opened(opened, waiting));
     }
 
     fn open(&self, library: &str) -> Result<Loaded, Error> {
@@ -93,8 +105,9 @@ impl Reloader {
     }
 
     fn file_of(&self, library: &str) -> Result<std::path::PathBuf, Error> {
-        self.settings.library_file(library).ok_or_else(|| {
-            let known = self.settings.library_files();
+        let settings = self.settings.get();
+        settings.library_file(library).ok_or_else(|| {
+            let known = settings.library_files();
             let nearest = crate::settings::nearest(library, known.keys().map(String::as_str));
             let hint = nearest.unwrap_or_else(|| "`zephserver plugins` lists what is there".into());
             Error::not_found(format!("no lib{library}.so in PLUGIN_PATH; {hint}"))
@@ -211,9 +224,11 @@ impl Reloader {
         // Only from here on is anybody held up by the reload.
         let ids = passages.iter().map(|passage| passage.subject.id).collect();
         let library = loaded.name.clone();
-        self.ask(|ticket| Replacing::Hold { library, ids, ticket })?.map_err(Failed::later)?;
+        // With the same code only those are replaced whose settings have changed.
+        let extent = if std::ptr::eq(old, &**loaded) { Extent::Services } else { Extent::Library };
+        self.ask(|ticket| Replacing::Hold { library, extent, ids, ticket })?.map_err(Failed::later)?;
         self.still(passages)?;
-        let limit = self.bus.limits.gate_timeout;
+        let limit = self.bus.settings.look().limits.gate_timeout;
         let deadline = Instant::now() + limit;
         for passage in passages.iter_mut().filter(|passage| passage.hands_over) {
             if passage.subject.seat.is_closed() {
@@ -247,7 +262,7 @@ impl Reloader {
                 old.declaration.sdk
             )));
         }
-        let values = self.settings_for(&path, loaded, &declaration, &subject.values)?;
+        let values = self.settings_for(&subject, loaded, &declaration)?;
         let Some(slot) = self.bus.registry.slot(u64::from(subject.slot)) else {
             return Err(Failed::later(Error::internal(format!("{path} has no slot"))));
         };
@@ -269,7 +284,9 @@ impl Reloader {
             Ok(life::Event::Created(instance)) => instance,
             Ok(life::Event::Failed { step, failure }) => {
                 let _ = self.manager.send(Message::Replacing(Replacing::Forget { id }));
-                return Err(Failed::bad_file(format!("{path}: {step} of the new build failed: {failure}")));
+                return Err(Failed::bad_file(format!(
+                    "{path}: {step} of the new instance failed: {failure}"
+                )));
             }
             _ => {
                 let _ = self.manager.send(Message::Replacing(Replacing::Forget { id }));
@@ -292,18 +309,20 @@ impl Reloader {
         })
     }
 
-    /// What the new build is started with, checked as at the start of the server.
+    /// What the new instance is started with, checked as at the start of the server.
     fn settings_for(
         &self,
-        path: &ServicePath,
+        subject: &Subject,
         loaded: &Loaded,
         declaration: &ServiceDeclaration,
-        values: &Map<String, Value>,
     ) -> Result<Map<String, Value>, Failed> {
-        if !self.settings.services.contains(path) {
-            return Ok(kept_settings(declaration, values));
+        let (path, settings) = (&subject.path, self.settings.get());
+        match &subject.wanted {
+            Wanted::These(values) => return Ok(values.clone()),
+            Wanted::OfFile if settings.services.contains(path) => {}
+            Wanted::OfFile | Wanted::Kept => return Ok(kept_settings(declaration, &subject.values)),
         }
-        let checked = check_service(&self.settings, path, declaration, &loaded.declaration.services);
+        let checked = check_service(&settings, path, declaration, &loaded.declaration.services);
         let refused =
             |faults| Failed::bad_file(format!("{path}: the new build does not take its settings: {faults}"));
         checked.map(|checked| checked.values).map_err(refused)
@@ -313,7 +332,7 @@ impl Reloader {
     /// its gate is shut, until nobody is inside. One gate after the other, callers before those they call (they
     /// start later): shut all at once, two that call each other would wait for each other.
     fn still(&self, passages: &mut [Passage]) -> Result<(), Failed> {
-        let limit = self.bus.limits.gate_timeout;
+        let limit = self.bus.settings.look().limits.gate_timeout;
         for attempt in 1..=TRIES {
             let mut hand_over = passages.iter_mut().filter(|passage| passage.hands_over);
             hand_over.try_for_each(|passage| passage.freeze(limit))?;
@@ -358,8 +377,8 @@ impl Reloader {
     }
 }
 
-/// The settings of a new build for a service that no file speaks of: its own defaults, and what was set
-/// of what it still knows.
+/// The settings of a new build for a service that no file speaks of, or whose newest settings were refused:
+/// its own defaults, and what was set of what it still knows.
 fn kept_settings(declaration: &ServiceDeclaration, values: &Map<String, Value>) -> Map<String, Value> {
     let value = |setting: &zeph_abi::SettingDeclaration| {
         let value = values.get(&setting.name).or(Some(&setting.default)).filter(|value| !value.is_null());

@@ -116,11 +116,13 @@ impl Passage {
                 Ok(life::Event::Ready) => reported = true,
                 Ok(life::Event::Failed { step, failure }) => {
                     return Err(Failed::bad_file(format!(
-                        "{path}: {step} of the new build failed: {failure}"
+                        "{path}: {step} of the new instance failed: {failure}"
                     )));
                 }
                 Ok(life::Event::Returned(Err(failure))) => {
-                    return Err(Failed::bad_file(format!("{path}: main of the new build failed: {failure}")));
+                    return Err(Failed::bad_file(format!(
+                        "{path}: main of the new instance failed: {failure}"
+                    )));
                 }
                 Ok(life::Event::Returned(Ok(()))) => self.returned = Some(Ok(())),
                 Ok(life::Event::Created(_) | life::Event::Gone) => {}
@@ -128,7 +130,7 @@ impl Passage {
                     let step = if initialized { "getting ready" } else { "import_state or init" };
                     return Err(Failed::bad_file(too_long(
                         &path,
-                        &format!("{step} of the new build"),
+                        &format!("{step} of the new instance"),
                         limit,
                     )));
                 }
@@ -141,7 +143,7 @@ impl Passage {
     fn look_at_main(&mut self, path: &str) -> Result<(), Failed> {
         match self.events.recv_timeout(PROBATION) {
             Ok(life::Event::Returned(Err(failure))) => {
-                Err(Failed::bad_file(format!("{path}: main of the new build failed: {failure}")))
+                Err(Failed::bad_file(format!("{path}: main of the new instance failed: {failure}")))
             }
             Ok(life::Event::Returned(Ok(()))) => {
                 self.returned = Some(Ok(()));

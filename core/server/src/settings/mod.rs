@@ -4,6 +4,8 @@
 //! belongs to plugins is kept as written until their libraries are open and say what they know
 //! (`plugin`).
 
+mod current;
+mod difference;
 mod fault;
 mod plugin;
 mod read;
@@ -13,6 +15,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub(crate) use current::Current;
+pub(crate) use difference::{Change, Effect, Living, Stance, What, difference};
 pub(crate) use fault::nearest;
 pub use fault::{Fault, Faults};
 pub use plugin::{Restart, ServiceOptions, ServiceSettings, check_service, unclaimed};
@@ -149,19 +153,18 @@ impl Default for Limits {
 impl Settings {
     /// Reads and checks the server's own keys. Opens no library and touches no other file.
     pub fn read(file: &Path) -> Result<Self, Faults> {
-        let unreadable = |error: std::io::Error| {
-            let hint = "give a settings file: zephserver-start --settings FILE";
-            Faults::one(
-                file,
-                Fault { line: 0, text: format!("cannot be read: {error}"), hint: Some(hint.into()) },
-            )
-        };
-        let text = std::fs::read_to_string(file).map_err(unreadable)?;
-        let absolute = std::path::absolute(file).map_err(unreadable)?;
+        let text = Self::text(file)?;
+        let absolute = std::path::absolute(file).map_err(|error| unreadable(file, &error))?;
         Self::parse(&absolute, &text)
     }
 
-    fn parse(file: &Path, text: &str) -> Result<Self, Faults> {
+    /// What is written in the file.
+    pub(crate) fn text(file: &Path) -> Result<String, Faults> {
+        std::fs::read_to_string(file).map_err(|error| unreadable(file, &error))
+    }
+
+    /// What a text means that stands in `file`, which is absolute.
+    pub(crate) fn parse(file: &Path, text: &str) -> Result<Self, Faults> {
         let mut reader = Reader::new(file, tree::parse(file, text)?);
         let lock_file = reader.required_path("LOCK_FILE");
         let control_socket = reader.required_path("CONFIGURATION_NETWORK_INTERFACE_SERVER");
@@ -211,6 +214,11 @@ impl Settings {
         }
         found
     }
+}
+
+fn unreadable(file: &Path, error: &std::io::Error) -> Faults {
+    let hint = "give a settings file: zephserver-start --settings FILE";
+    Faults::one(file, Fault { line: 0, text: format!("cannot be read: {error}"), hint: Some(hint.into()) })
 }
 
 /// Names in capitals are the seed's: of the server, or aliases of plugins' options.

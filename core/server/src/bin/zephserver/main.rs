@@ -15,8 +15,8 @@ use zephserver::{Error, Settings, exit};
 /// Ask a running server, or check settings.
 ///
 /// VERB is `check`, or one of the running server's own: status, services, plugins, history, why, start,
-/// disable, restart, reload, call, version, stop, and what its plugins declare; `zephserver help` lists
-/// them all.
+/// disable, restart, reload, apply, call, version, stop, and what its plugins declare; `zephserver help`
+/// lists them all.
 #[derive(Parser)]
 #[command(version, disable_help_subcommand = true)]
 struct Arguments {
@@ -107,8 +107,11 @@ fn say(arguments: &Arguments, answer: &Value) -> u8 {
     }
     let left_behind = answer["left_behind"].as_array().is_some_and(|list| !list.is_empty());
     let Some(error) = error else {
-        let is_late = arguments.verb == "stop" && left_behind;
-        return if is_late { exit::TIMEOUT } else { exit::OK };
+        return match arguments.verb.as_str() {
+            "stop" if left_behind => exit::TIMEOUT,
+            "apply" if show::has_failed(answer) => exit::FAILED,
+            _ => exit::OK,
+        };
     };
     if !arguments.json {
         eprintln!("zephserver: {}", error["text"].as_str().unwrap_or("unknown error"));

@@ -22,6 +22,7 @@ pub fn answer(verb: &str, answer: &Value) {
         "why" => past::why(answer),
         "help" => help(answer),
         "reload" => reload(answer),
+        "apply" => apply(answer),
         "version" => line(&format!("zephserver {}", text(&answer["zephserver"]))),
         "start" | "disable" | "restart" => each(answer, |one| {
             line(&format!("{}: {}", text(&one["service"]), text(&one["state"])));
@@ -125,9 +126,10 @@ fn services(answer: &Value) {
 }
 
 fn service_row(service: &Value) -> Vec<String> {
-    let failure = match (&service["refused"], &service["last_failure"]) {
-        (Value::String(refused), _) => format!("new build refused: {refused}"),
-        (_, failure) => text(failure),
+    let failure = match (&service["refused"], &service["settings_refused"], &service["last_failure"]) {
+        (Value::String(refused), ..) => format!("new build refused: {refused}"),
+        (_, Value::String(refused), _) => format!("new settings refused: {refused}"),
+        (.., failure) => text(failure),
     };
     vec![
         text(&service["name"]),
@@ -184,6 +186,43 @@ fn reload(answer: &Value) {
     for service in answer["services"].as_array().into_iter().flatten() {
         line(&format!("  {}", text(service)));
     }
+}
+
+fn apply(answer: &Value) {
+    let list = |key: &str| answer[key].as_array().into_iter().flatten();
+    let is_plan = answer["applied"] == false;
+    if list("changes").next().is_none() {
+        line("nothing has changed");
+    } else if is_plan {
+        line("nothing is touched yet; `zephserver apply` does this:");
+    }
+    for change in list("changes") {
+        line(&format!("{}: {}", text(&change["name"]), what_becomes(change)));
+        for key in change["keys"].as_array().into_iter().flatten() {
+            line(&format!("  {}: {} → {}", text(&key["key"]), key["from"], key["to"]));
+        }
+    }
+    list("remarks").for_each(|remark| line(&text(remark)));
+}
+
+fn what_becomes(change: &Value) -> String {
+    let what = match change["change"].as_str() {
+        Some("added") => "added to SERVICE_LIST",
+        Some("removed") => "removed from SERVICE_LIST",
+        Some("options") => "options",
+        _ => "settings",
+    };
+    match (&change["outcome"], change["effect"].as_str()) {
+        (Value::String(error), _) if error != "done" => format!("{what}: failed: {error}"),
+        (_, Some("next start")) => format!("{what}: they count at the next start only"),
+        (_, effect) => format!("{what}: {}", effect.unwrap_or("-")),
+    }
+}
+
+/// True where a change could not be made.
+pub fn has_failed(answer: &Value) -> bool {
+    let outcomes = answer["changes"].as_array().into_iter().flatten().map(|change| &change["outcome"]);
+    outcomes.filter_map(Value::as_str).any(|outcome| outcome != "done")
 }
 
 /// What a plugin answers: a list of objects, alone or with its page, as a table; everything else as it is.
