@@ -10,7 +10,7 @@ use zeph_contract::Error;
 
 use crate::life::{Birth, Inherited, Order};
 use crate::loader::{Loaded, short};
-use crate::messages::Ticket;
+use crate::messages::{Listed, Ticket};
 use crate::registry::Down;
 use crate::settings::{ServicePath, ServiceSettings};
 use crate::supervisor::{Event, State, Supervisor};
@@ -20,6 +20,8 @@ pub struct Container {
     pub slot: u32,
     pub path: ServicePath,
     pub settings: ServiceSettings,
+    /// What must be ready before it starts: paths, or names of libraries.
+    pub needs: Vec<String>,
     pub supervisor: Supervisor,
     pub life: Option<Life>,
     /// When the supervisor wants to be asked again.
@@ -140,12 +142,14 @@ impl Retired {
 }
 
 impl Container {
-    pub fn new(slot: u32, path: ServicePath, settings: ServiceSettings) -> Self {
+    pub fn new(slot: u32, listed: Listed) -> Self {
+        let Listed { path, settings, needs } = listed;
         Self {
             slot,
             path,
             supervisor: Supervisor::new(settings.options.clone()),
             settings,
+            needs,
             life: None,
             wake: None,
             reloading: false,
@@ -211,7 +215,8 @@ impl Container {
         let name = &self.path;
         Some(match self.supervisor.state() {
             State::Enabled => return None,
-            State::Starting => Down::Coming,
+            // Where what it needs does not come, the manager says so.
+            State::Starting | State::Blocked => Down::Coming,
             State::Ended => Down::Asleep,
             State::Available if matches!(before, State::Enabled | State::Ended) => Down::Asleep,
             State::Available if before == State::Starting => {
@@ -235,6 +240,12 @@ impl Container {
         })
     }
 
+    /// Tells whoever waits for its start why it does not run.
+    pub fn fail_starts(&mut self, reason: &str) {
+        let error = Error::unavailable(format!("{} does not run: {reason}", self.path));
+        self.start_tickets.drain(..).for_each(|ticket| ticket.answer(Err(error.clone())));
+    }
+
     /// Answers whoever waited for the state that it has reached.
     pub fn answer_tickets(&mut self) {
         let state = self.supervisor.state();
@@ -249,10 +260,9 @@ impl Container {
             }
             State::Waiting { .. } | State::Available => {
                 let reason = self.failure.clone().unwrap_or_else(|| "it was stopped".into());
-                let error = Error::unavailable(format!("{} does not run: {reason}", self.path));
-                self.start_tickets.drain(..).for_each(|ticket| ticket.answer(Err(error.clone())));
+                self.fail_starts(&reason);
             }
-            State::Ended | State::Starting | State::Stopping { .. } => {}
+            State::Ended | State::Starting | State::Blocked | State::Stopping { .. } => {}
         }
         if state == State::Available {
             let view = json!({"service": self.path.to_string(), "state": "available"});

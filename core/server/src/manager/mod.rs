@@ -7,6 +7,7 @@
 mod command;
 mod container;
 mod lives;
+mod needs;
 mod order;
 mod perform;
 mod replace;
@@ -26,12 +27,12 @@ use zeph_contract::event::{Change, SERVICE_CHANGED, ServiceChanged};
 use crate::bus::Bus;
 use crate::life;
 use crate::listener::Listeners;
-use crate::loader::Loaded;
+use crate::loader::{Loaded, short};
 use crate::messages::{Job, Listed, Message};
 use crate::phase::{Phase, Phases};
 use crate::registry::Down;
-use crate::settings::{ServicePath, ServiceSettings, Settings};
-use crate::supervisor::{Event, State};
+use crate::settings::Settings;
+use crate::supervisor::{Conditions, Event, State};
 
 pub use command::{listed, unknown_verb};
 use container::{Container, Retired};
@@ -44,6 +45,16 @@ pub struct Plugin {
     pub loaded: Arc<Loaded>,
     /// Why its newest file is not loaded: hash and reason.
     pub refused: Option<(String, String)>,
+    /// The hash of a newer file that is loaded only when somebody asks for it.
+    pub waiting: Option<String>,
+}
+
+impl Plugin {
+    /// What is said of a newer file that waits.
+    fn waiting_build(&self) -> Option<String> {
+        let name = &self.loaded.name;
+        self.waiting.as_ref().map(|hash| format!("{} waits; load it: zephserver reload {name}", short(hash)))
+    }
 }
 
 /// All services of a server.
@@ -108,8 +119,8 @@ impl Manager {
         for loaded in loaded {
             self.register(loaded);
         }
-        for Listed { path, settings, .. } in listed {
-            if let Err(error) = self.add(path, settings) {
+        for listed in listed {
+            if let Err(error) = self.add(listed) {
                 tracing::error!("{error}");
             }
         }
@@ -117,14 +128,14 @@ impl Manager {
 
     fn register(&mut self, loaded: Arc<Loaded>) {
         self.generations += 1;
-        self.plugins.insert(loaded.name.clone(), Plugin { loaded, refused: None });
+        self.plugins.insert(loaded.name.clone(), Plugin { loaded, refused: None, waiting: None });
     }
 
     /// Makes room for a service that does not run yet.
-    fn add(&mut self, path: ServicePath, settings: ServiceSettings) -> Result<u32, Error> {
-        let slot = self.bus.registry.resolve(&path.to_string())?;
+    fn add(&mut self, listed: Listed) -> Result<u32, Error> {
+        let slot = self.bus.registry.resolve(&listed.path.to_string())?;
         slot.set_down(Down::Coming);
-        self.containers.insert(slot.number, Container::new(slot.number, path, settings));
+        self.containers.insert(slot.number, Container::new(slot.number, listed));
         self.order.push(slot.number);
         Ok(slot.number)
     }
@@ -144,6 +155,7 @@ impl Manager {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             self.wake_due();
+            self.see_to_blocked();
         }
     }
 
@@ -206,12 +218,13 @@ impl Manager {
 
     /// Takes an event of a service: asks the supervisor and does what it says.
     fn step(&mut self, slot: u32, event: Event) {
+        let conditions = Conditions { now: Instant::now(), roll: roll(), needs: self.needs(slot) };
         let Some(container) = self.containers.get_mut(&slot) else { return };
         if container.reloading {
             return container.postponed.push(event);
         }
         let before = container.supervisor.state();
-        let actions = container.supervisor.step(event, Instant::now(), roll());
+        let actions = container.supervisor.step(event, conditions);
         for action in actions {
             self.perform(slot, action);
         }
@@ -226,10 +239,11 @@ impl Manager {
         if state != before {
             container.since = SystemTime::now();
         }
-        if matches!(state, State::Enabled | State::Ended | State::Available) {
+        if matches!(state, State::Enabled | State::Ended | State::Available | State::Blocked) {
             container.wake = None;
         }
-        if state == State::Available && matches!(before, State::Stopping { .. } | State::Waiting { .. }) {
+        let stopped = matches!(before, State::Stopping { .. } | State::Waiting { .. } | State::Blocked);
+        if state == State::Available && stopped {
             // Whoever was stopped in order begins from nothing.
             container.checkpoint = None;
             tracing::info!("{}: stopped", container.path);

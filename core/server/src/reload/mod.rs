@@ -27,7 +27,7 @@ use crate::frames;
 use crate::life::{self, Birth, Inherited, Order};
 use crate::loader::{self, Loaded, Loader, short};
 use crate::messages::{Job, Message, Origin, Replacing, Standing, Subject, from_life};
-use crate::settings::{ServicePath, Settings, check_service};
+use crate::settings::{Reload, ServicePath, Settings, check_service};
 use passage::{Passage, Step, too_long, within};
 
 /// How long calls inside may take to end, once the gate is shut.
@@ -148,6 +148,11 @@ impl Reloader {
             }
             if checked.hash == old.hash || was_refused {
                 return Ok(json!({"plugin": library, "unchanged": true}));
+            }
+            if standing.reload == Reload::Manual {
+                let waits = Replacing::Waits { library: library.into(), hash: checked.hash };
+                let _ = self.manager.send(Message::Replacing(waits));
+                return Ok(json!({"plugin": library, "waits": true}));
             }
         }
         let loaded = Arc::new(self.load(library, checked, old.generation + 1)?);

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 pub(crate) use fault::nearest;
 pub use fault::{Fault, Faults};
-pub use plugin::{Restart, ServiceOptions, ServiceSettings, check_service, unclaimed};
+pub use plugin::{Reload, Restart, ServiceOptions, ServiceSettings, check_service, unclaimed};
 use read::Reader;
 use tree::Table;
 
