@@ -13,9 +13,11 @@ mod control;
 mod calls;
 mod events;
 
+mod needs;
 mod supervision;
 
 mod bad_builds;
+mod by_hand;
 mod reload;
 
 mod chat;
