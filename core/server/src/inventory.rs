@@ -46,7 +46,7 @@ pub fn open_by(
             }
             Err(error) => return Err(error),
         };
-        services.push(listed(settings, path.clone(), &library)?);
+        services.push(listed(settings, path.clone(), &library, serde_json::Map::new())?);
         if !loaded.iter().any(|known| known.name == library.name) {
             loaded.push(library);
         }

@@ -120,7 +120,9 @@ fn same_version(a: &Metadata, b: &Metadata) -> bool {
     (a.ino(), a.len(), a.mtime(), a.mtime_nsec()) == (b.ino(), b.len(), b.mtime(), b.mtime_nsec())
 }
 
-/// Nobody but us or root can have written the file, or put another in its place.
+/// Nobody but us or root can have written the file, or put another in its place. Its group may: on many
+/// systems each user has a group of their own, and whatever a compiler writes is open to that group; who
+/// else is in it cannot be seen from here.
 fn owned_by_us(file: &Path) -> Result<Metadata, String> {
     let metadata = fs::symlink_metadata(file).map_err(|error| format!("cannot be read: {error}"))?;
     if metadata.is_symlink() {
@@ -172,6 +174,19 @@ fn is_complete(bytes: &[u8]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What a plugin says of itself; else why that cannot be read, with both SDK versions where it tells its.
+fn read_declaration(info: &[u8]) -> Result<Declaration, String> {
+    serde_json::from_slice(info).map_err(|error| {
+        let told: serde_json::Value = serde_json::from_slice(info).unwrap_or_default();
+        let sdk = told["sdk"].as_str().unwrap_or("of an unknown version");
+        format!(
+            "its declaration cannot be read ({error}; built with SDK {sdk}, this server's is {}): build it again with \
+             this server's SDK",
+            env!("CARGO_PKG_VERSION")
+        )
+    })
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -261,11 +276,7 @@ impl Loader {
 
     fn declaration(&self, name: &str, library: &Library, checked: &Checked) -> Result<Declaration, Refusal> {
         let info = library.info().map_err(|failure| checked.refusal(format!("info: {failure}")))?;
-        let declaration: Declaration = serde_json::from_slice(&info).map_err(|error| {
-            checked.refusal(format!(
-                "its declaration cannot be read ({error}): build it again with this server's SDK"
-            ))
-        })?;
+        let declaration = read_declaration(&info).map_err(|reason| checked.refusal(reason))?;
         if declaration.plugin != name {
             let other = &declaration.plugin;
             return Err(checked.refusal(format!(
@@ -342,6 +353,16 @@ mod tests {
         assert!(refused("liba.so", &own[..40], 0o755).contains("not complete"));
         assert!(refused("liba.so", &own[..own.len() / 2], 0o755).contains("not complete"));
         assert!(refused("liba.so", &own, 0o757).contains("chmod o-w"));
+        assert_eq!(refused("liba.so", &own, 0o775), "", "its group may write it");
+    }
+
+    #[test]
+    fn a_declaration_that_cannot_be_read_names_both_sdks() {
+        let unknown = br#"{"plugin": "a", "version": "1.0.0", "sdk": "9.9.9", "services": 3}"#;
+        let reason = read_declaration(unknown).unwrap_err();
+        assert!(reason.contains("SDK 9.9.9") && reason.contains(env!("CARGO_PKG_VERSION")), "{reason}");
+        assert!(read_declaration(b"{").unwrap_err().contains("of an unknown version"));
+        assert_eq!(read_declaration(br#"{"plugin": "a", "version": "1", "sdk": "1"}"#).unwrap().plugin, "a");
     }
 
     #[test]

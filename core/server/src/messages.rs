@@ -10,7 +10,7 @@ use zeph_contract::Error;
 
 use crate::life;
 use crate::loader::Loaded;
-use crate::settings::{Living, ServiceOptions, ServicePath, ServiceSettings};
+use crate::settings::{Living, Reload, ServiceOptions, ServicePath, ServiceSettings};
 
 /// How many messages wait for the manager at most; who sends more waits.
 const QUEUE: usize = 4096;
@@ -138,6 +138,8 @@ pub enum Replacing {
     Abort { library: String, refused: Option<(String, String)> },
     /// The file is what runs already: whatever was refused before is gone from there.
     Unchanged { library: String },
+    /// The file is another one, of this hash, and is not loaded before somebody asks for it.
+    Waits { library: String, hash: String },
     /// A new instance will not serve: what it had asked for is void.
     Forget { id: ServiceId },
 }
@@ -157,6 +159,8 @@ pub struct Standing {
     pub subjects: Vec<Subject>,
     /// Hash and reason of the newest file that was refused.
     pub refused: Option<(String, String)>,
+    /// Who has a new build of it loaded.
+    pub reload: Reload,
 }
 
 /// A service that runs, to be replaced.

@@ -1,32 +1,171 @@
-//! Builds that must not take over: each is refused with its reason, and the old one serves on.
+//! Builds that must not take over: each is refused with its reason, and the old one serves on, also for
+//! somebody who calls all the time.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 
+use serde_json::Value;
 use zephserver_testkit::{Build, TestServer};
 
 use crate::reload::build;
 
-/// Drops a file in, asks for a reload, expects it refused, and that nothing has changed.
-fn refused(server: &TestServer, build: &Build, parts: &[&str]) {
-    server.install("trouble", build);
-    refused_now(server, parts);
+/// How a bad file is put in its place, and what is said of it.
+type Row = (fn(&TestServer), &'static [&'static str]);
+
+/// Files that are refused before any code of theirs runs, or as soon as they are loaded.
+const FILES: &[Row] = &[
+    (|server| cut(server, |length| length / 2), &["not complete"]),
+    (|server| cut(server, |length| length - 1), &["not complete"]),
+    (|server| cut(server, |_| 10), &["not complete"]),
+    (|server| cut(server, |_| 0), &["no ELF library"]),
+    (|server| put(server, b"#!/bin/sh\necho hello\n"), &["no ELF library"]),
+    (|server| server.install("trouble", &Build::of("hello")), &["it is the plugin `hello`", "libhello.so"]),
+    (|server| compiled(server, "int answer(void) { return 42; }", &[]), &["no zephserver plugin"]),
+    (
+        |server| compiled(server, "int nowhere(void); int answer(void) { return nowhere(); }", &[]),
+        &["the loader refuses it", "undefined symbol: nowhere"],
+    ),
+    (
+        |server| {
+            compiled(server, "const char zephserver_plugin_root_v1[4096] = \"another ABI\";", &[]);
+        },
+        &["build it again with this server's SDK"],
+    ),
+    (old_code, &["old code answers for the new file"]),
+    (open_to_others, &["it can be written by others", "chmod o-w", "libtrouble.so"]),
+    (linked, &["symbolic link"]),
+];
+
+/// Builds for a service with state, by their words. A step that hangs costs `gate_timeout`, or
+/// `start_timeout` where nobody is held up yet.
+const BUILDS: &[(&str, &[&str])] = &[
+    ("name=two state=1 fail=declare", &["told to panic in declare", "lib.rs:"]),
+    (
+        "name=two state=1 fail=create",
+        &["create of the new build failed", "told to panic in create", "lib.rs:"],
+    ),
+    ("name=two state=1 fail=import", &["import_state of the new build failed", "told to panic in import"]),
+    ("name=two state=1 fail=init", &["init of the new build failed", "told to panic in init", "lib.rs:"]),
+    ("name=two state=1 fail=main reports=1", &["main of the new build failed", "told to panic in main"]),
+    ("name=two state=1 hang=create", &["create took longer than 1000 ms"]),
+    ("name=two state=1 hang=import", &["import_state or init of the new build took longer than 500 ms"]),
+    ("name=two state=1 hang=init", &["import_state or init of the new build took longer than 500 ms"]),
+    ("name=two state=1 hang=main reports=1", &["getting ready of the new build took longer than 500 ms"]),
+    ("name=two state=3", &["cannot import version 1", "built with SDK", "the old one with"]),
+];
+
+/// The same for a service without state: nobody is ever held up, and all has `start_timeout`.
+const SWAPS: &[(&str, &[&str])] = &[
+    ("name=two fail=create", &["create of the new build failed", "told to panic in create"]),
+    ("name=two fail=init", &["init of the new build failed", "told to panic in init"]),
+    ("name=two fail=main reports=1", &["main of the new build failed", "told to panic in main"]),
+    ("name=two hang=create", &["create took longer than 1000 ms"]),
+    ("name=two hang=init", &["import_state or init of the new build took longer than 1000 ms"]),
+    ("name=two hang=main reports=1", &["getting ready of the new build took longer than 1000 ms"]),
+];
+
+/// Puts bytes into the place of the library.
+fn put(server: &TestServer, bytes: &[u8]) {
+    let beside = server.library("trouble").with_extension("new");
+    std::fs::write(&beside, bytes).unwrap();
+    std::fs::rename(&beside, server.library("trouble")).unwrap();
 }
 
-fn refused_now(server: &TestServer, parts: &[&str]) {
-    let before = server.call("trouble/Counter", "get/1", "").unwrap();
+/// A good build, cut off.
+fn cut(server: &TestServer, length: fn(usize) -> usize) {
+    let good = build("name=two state=1");
+    let length = length(good.len());
+    server.install("trouble", &good.truncated(length));
+}
+
+/// Compiles C to the library.
+fn compiled(server: &TestServer, source: &str, extra: &[&str]) {
+    let (c, library) =
+        (server.path("plugins/source.c"), server.library("trouble").with_extension("compiled"));
+    std::fs::write(&c, source).unwrap();
+    let compiled =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&c).args(extra).output();
+    let compiled = compiled.expect("cc is there, as rustc needs it");
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    std::fs::rename(library, server.library("trouble")).unwrap();
+}
+
+/// A library without code of its own, whose dependency is the copy that is loaded already.
+fn old_code(server: &TestServer) {
+    let copies = std::fs::read_dir(server.path(".zephserver/copies/trouble")).unwrap();
+    let mut copies = copies.map(|entry| entry.unwrap().path());
+    let first = copies.find(|copy| copy.file_name().unwrap().to_string_lossy().starts_with("0001-")).unwrap();
+    compiled(server, "int nothing;", &["-Wl,--no-as-needed", first.to_str().unwrap()]);
+}
+
+fn open_to_others(server: &TestServer) {
+    server.install("trouble", &build("name=two state=1"));
+    std::fs::set_permissions(server.library("trouble"), PermissionsExt::from_mode(0o646)).unwrap();
+}
+
+fn linked(server: &TestServer) {
+    std::fs::remove_file(server.library("trouble")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", server.library("trouble")).unwrap();
+}
+
+/// Somebody who calls all the time, and never gets an error.
+struct Caller {
+    stop: Arc<AtomicBool>,
+    answers: Arc<AtomicU64>,
+    thread: JoinHandle<()>,
+}
+
+impl Caller {
+    fn of(server: &TestServer, line: &'static str) -> Self {
+        let (stop, answers, socket) =
+            (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), server.socket());
+        let (is_over, count) = (stop.clone(), answers.clone());
+        let thread = std::thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                let answer = zephserver::client::ask(&socket, line).unwrap();
+                assert!(answer.is_u64(), "{answer}");
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self { stop, answers, thread }
+    }
+
+    /// Waits until it was answered a few times more.
+    fn goes_on(&self, server: &mut TestServer) {
+        let before = self.answers.load(Ordering::Relaxed);
+        server.wait("the caller goes on", |_| {
+            assert!(!self.thread.is_finished(), "the caller got an error");
+            (self.answers.load(Ordering::Relaxed) > before + 3).then_some(())
+        });
+    }
+
+    /// How often it was answered.
+    fn end(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap();
+        self.answers.load(Ordering::Relaxed)
+    }
+}
+
+/// Asks for a reload of what lies there, and expects it refused: in the answer, in the log and in `status`.
+fn refused(server: &TestServer, parts: &[&str]) {
+    let known = server.log().len();
     let error = server.ask("reload trouble").unwrap_err();
     for part in parts {
         assert!(error.text.contains(part), "{part:?} not in: {error}");
     }
-    let service = server.service("trouble/Counter");
+    let service = server.service("trouble");
     assert_eq!((service["state"].as_str(), service["generation"].as_u64()), (Some("enabled"), Some(1)));
     assert!(service["refused"].as_str().unwrap().contains(parts[0]), "{service}");
-    assert_eq!(server.call("trouble/Counter", "build/1", "").unwrap(), "one");
-    assert_eq!(server.call("trouble/Counter", "get/1", "").unwrap(), before, "nothing is lost");
-    assert!(server.log().contains("not reloaded, the old generation serves on"));
+    let log = server.log().split_off(known);
+    assert!(log.contains("not reloaded, the old generation serves on"), "{log}");
+    assert!(log.contains(parts[0]), "{log}");
 }
 
+/// With a service that keeps state, which counts three already.
 fn counter() -> TestServer {
     let settings = "[server]\nwatch = false\n[trouble]\nstart_timeout = 1";
     let server = TestServer::with(&["trouble/Counter"]).settings(settings).start();
@@ -34,29 +173,66 @@ fn counter() -> TestServer {
     server
 }
 
-#[test]
-fn files_that_are_no_whole_library() {
-    let server = counter();
-    let good = build("name=two state=1");
-    refused(&server, &good.clone().truncated(good.len() / 2), &["not complete"]);
-    refused(&server, &good.clone().truncated(good.len() - 1), &["not complete"]);
-    refused(&server, &good.clone().truncated(10), &["not complete"]);
-    refused(&server, &good.clone().truncated(0), &["no ELF library"]);
-    refused(&server, &Build::of("hello"), &["it is the plugin `hello`", "libhello.so"]);
-    server.install("trouble", &good);
+/// After all that was refused: nothing was lost, and a good build takes over.
+fn nothing_was_lost(server: &TestServer, caller: Caller) {
+    let count = 3 + caller.end();
+    assert_eq!(server.call("trouble", "build/1", "").unwrap(), "one");
+    assert_eq!(server.call("trouble", "get/1", "").unwrap(), count);
+    server.install("trouble", &build("name=two state=1"));
     server.ask("reload trouble").unwrap();
-    assert_eq!(server.call("trouble", "get/1", "").unwrap(), 3);
+    assert_eq!(server.call("trouble", "build/1", "").unwrap(), "two");
+    assert_eq!(server.call("trouble", "get/1", "").unwrap(), count);
+    assert_eq!(server.service("trouble")["refused"], Value::Null);
 }
 
 #[test]
-fn files_that_others_could_have_written() {
+fn bad_files() {
+    let mut server = counter();
+    let caller = Caller::of(&server, "call trouble add/1 1");
+    for (put_there, parts) in FILES {
+        put_there(&server);
+        refused(&server, parts);
+        caller.goes_on(&mut server);
+    }
+    nothing_was_lost(&server, caller);
+}
+
+#[test]
+fn bad_builds() {
+    let mut server = counter();
+    let caller = Caller::of(&server, "call trouble add/1 1");
+    for (words, parts) in BUILDS {
+        server.install("trouble", &build(words));
+        refused(&server, parts);
+        caller.goes_on(&mut server);
+    }
+    nothing_was_lost(&server, caller);
+    assert_eq!(server.stop().code, Some(0), "candidates that hang do not hold up the stop");
+}
+
+#[test]
+fn bad_builds_of_a_service_without_state() {
+    let settings = "[server]\nwatch = false\n[trouble]\nstart_timeout = 1";
+    let mut server = TestServer::with(&["trouble/Trouble"]).settings(settings).start();
+    let caller = Caller::of(&server, "call trouble echo/1 1");
+    for (words, parts) in SWAPS {
+        server.install("trouble", &build(words));
+        refused(&server, parts);
+        caller.goes_on(&mut server);
+    }
+    caller.end();
+    assert_eq!(server.call("trouble", "build/1", "").unwrap(), "one");
+}
+
+#[test]
+fn a_folder_that_others_can_write_to() {
     let server = counter();
-    server.install("trouble", &build("name=two state=1"));
-    std::fs::set_permissions(server.library("trouble"), PermissionsExt::from_mode(0o646)).unwrap();
-    refused_now(&server, &["can be written by others", "chmod o-w"]);
-    std::fs::remove_file(server.library("trouble")).unwrap();
-    std::os::unix::fs::symlink("/etc/passwd", server.library("trouble")).unwrap();
-    refused_now(&server, &["symbolic link"]);
+    let open =
+        |mode| std::fs::set_permissions(server.path("plugins"), PermissionsExt::from_mode(mode)).unwrap();
+    open(0o757);
+    refused(&server, &["its folder can be written by others", "chmod o-w"]);
+    open(0o775);
+    server.ask("reload trouble").unwrap();
 }
 
 #[test]
@@ -73,31 +249,6 @@ fn a_half_written_file_is_waited_for() {
     server.wait("the whole build serves", |server| {
         (server.call("trouble", "build/1", "").unwrap() == "two").then_some(())
     });
-}
-
-#[test]
-fn builds_that_panic() {
-    for step in ["declare", "create", "import", "init", "main"] {
-        let server = counter();
-        refused(
-            &server,
-            &build(&format!("name=two state=1 fail={step}")),
-            &["told to panic in", step, "lib.rs:"],
-        );
-    }
-}
-
-#[test]
-fn builds_that_hang() {
-    for (step, part) in [
-        ("create", "create took longer than"),
-        ("import", "took longer than 500 ms"),
-        ("init", "took longer than 500 ms"),
-    ] {
-        let server = counter();
-        refused(&server, &build(&format!("name=two state=1 hang={step}")), &[part]);
-        assert_eq!(server.stop().code, Some(0), "a hanging candidate does not hold up the stop");
-    }
 }
 
 #[test]
@@ -136,40 +287,6 @@ fn a_refused_file_is_not_tried_again_by_itself() {
     });
     assert_eq!(server.log().matches("not reloaded").count(), tried);
     assert!(server.service("trouble")["refused"].is_null());
-}
-
-/// Compiles C to a library.
-fn compile(server: &TestServer, source: &str, extra: &[&str]) -> std::path::PathBuf {
-    let (c, library) =
-        (server.path("plugins/source.c"), server.library("trouble").with_extension("compiled"));
-    std::fs::write(&c, source).unwrap();
-    let compiled =
-        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&c).args(extra).output();
-    let compiled = compiled.expect("cc is there, as rustc needs it");
-    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
-    library
-}
-
-#[test]
-fn libraries_that_are_no_plugin_or_of_another_abi() {
-    let server = counter();
-    let plain = compile(&server, "int answer(void) { return 42; }", &[]);
-    std::fs::rename(plain, server.library("trouble")).unwrap();
-    refused_now(&server, &["no zephserver plugin"]);
-    let other = compile(&server, "const char zephserver_plugin_root_v1[4096] = \"another ABI\";", &[]);
-    std::fs::rename(other, server.library("trouble")).unwrap();
-    refused_now(&server, &["build it again with this server's SDK"]);
-}
-
-#[test]
-fn old_code_that_answers_for_a_new_file_is_caught() {
-    let server = counter();
-    // A library without code of its own, whose dependency is the copy that is loaded already.
-    let copies = server.path(".zephserver/copies/trouble");
-    let copy = std::fs::read_dir(copies).unwrap().next().unwrap().unwrap().path();
-    let lie = compile(&server, "int nothing;", &["-Wl,--no-as-needed", copy.to_str().unwrap()]);
-    std::fs::rename(lie, server.library("trouble")).unwrap();
-    refused_now(&server, &["old code answers for the new file"]);
 }
 
 /// The plugin in tests/fixtures/first-day is as old as the ABI itself.

@@ -15,10 +15,12 @@ mod carry;
 mod events;
 
 mod history;
+mod needs;
 mod supervision;
 
 mod apply;
 mod bad_builds;
+mod by_hand;
 mod copies;
 mod reload;
 

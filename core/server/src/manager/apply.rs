@@ -20,7 +20,7 @@ use crate::supervisor::{Event, State};
 fn living(container: &Container) -> Living {
     let stance = match container.supervisor.state() {
         State::Enabled => Stance::Serves,
-        State::Waiting { .. } => Stance::Waits,
+        State::Waiting { .. } | State::Blocked => Stance::Waits,
         State::Available | State::Ended => Stance::Rests,
         State::Starting | State::Stopping { .. } => Stance::Moves,
     };
@@ -69,8 +69,7 @@ impl Manager {
     fn set_options(&mut self, path: &ServicePath, options: ServiceOptions) -> Result<(), Error> {
         let container = self.containers.values_mut().find(|container| container.path == *path);
         let container = container.ok_or_else(|| gone(path))?;
-        container.supervisor.set_options(options.clone());
-        container.settings.options = options;
+        container.set_options(options);
         Ok(())
     }
 
@@ -89,18 +88,13 @@ impl Manager {
                 let subject = Subject { wanted: Wanted::These(values), options, ..subject };
                 return Ok(Some((plugin.loaded.clone(), subject)));
             }
-            State::Available | State::Ended | State::Waiting { .. } => {}
+            State::Available | State::Ended | State::Blocked | State::Waiting { .. } => {}
         }
-        container.supervisor.set_options(settings.options.clone());
-        container.settings = settings;
+        container.set_options(settings.options);
+        container.settings.values = settings.values;
         if state != State::Available {
-            // There may be an instance with the old ones.
-            self.discard(slot, StopReason::Replaced);
-            self.with(slot, |container| container.supervisor.lost_instance());
-        }
-        if matches!(state, State::Waiting { .. }) {
-            // Who could not run with the old ones may run with these.
-            self.step(slot, Event::Start);
+            // There may be an instance with the old ones; who could not run with those may run with these.
+            self.wish(slot, Event::NewBuild, "its settings changed");
         }
         Ok(None)
     }
@@ -117,7 +111,7 @@ impl Manager {
         let Some(container) = container.filter(|_| !is_stopping) else {
             return Err(Error::unavailable("the server stops"));
         };
-        container.settings.options = options;
+        container.set_options(options);
         self.take_over(loaded, (What::Applied, "its settings changed"), candidate);
         self.release(&loaded.name);
         // With other settings it may listen elsewhere.

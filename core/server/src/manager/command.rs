@@ -4,10 +4,11 @@ use serde_json::{Map, Value, json};
 use zeph_contract::{Code, Error};
 
 use super::Manager;
+use super::needs::{Obstacle, Way};
 use crate::history::What;
 use crate::loader::Loaded;
 use crate::messages::{Command, Job, Listed, Ticket};
-use crate::settings::{ServicePath, ServiceSettings, check_service};
+use crate::settings::{ServicePath, check_service};
 use crate::supervisor::{Event, State};
 
 /// A ticket of which parts are answered: the last part answers for all.
@@ -95,6 +96,7 @@ impl Manager {
             self.wish(slot, Event::Stop, "asked: restart");
         }
         self.with(slot, |container| container.start_tickets.push(ticket));
+        self.start_needs(slot);
         self.wish(slot, Event::Start, "asked: restart");
         self.answer_now(slot);
     }
@@ -132,39 +134,36 @@ impl Manager {
             Command::Ensure(..) => "a service asked for it",
             _ => "asked: start",
         };
-        if let Ok(slots) = self.targets(&name) {
-            return match command {
-                Command::Create(_) => ticket.answer(Ok(json!({"service": name, "state": "exists"}))),
-                _ => self.start_these(slots, reason, ticket),
-            };
-        }
-        let library = name.split('/').next().unwrap_or(&name).to_string();
-        let Some(plugin) = self.plugins.get(&library) else {
-            let job = Job::Open { library, waiting: Box::new((command, ticket)) };
-            if let Err(refused) = self.jobs.try_send(job)
-                && let Job::Open { waiting, .. } = refused.into_inner()
-            {
-                waiting.1.answer(Err(Error::busy("too many reloads wait already")));
+        let is_only_made = matches!(command, Command::Create(_));
+        let slots = match self.targets(&name) {
+            Ok(_) if is_only_made => {
+                return ticket.answer(Ok(json!({"service": name, "state": "exists"})));
             }
-            return;
+            Ok(slots) => self.make_needs_of(&slots).map(|()| slots),
+            Err(_) => {
+                let extra =
+                    if let Command::Ensure(_, settings) = &command { settings.clone() } else { Map::new() };
+                self.make(&name, extra, &mut Way::default()).map(|slot| vec![slot])
+            }
         };
-        let loaded = plugin.loaded.clone();
-        let made = self.path_in(&name, &loaded).and_then(|path| {
-            let extra =
-                if let Command::Ensure(_, settings) = &command { settings.clone() } else { Map::new() };
-            let Listed { path, settings, .. } = listed(&self.settings.get(), path, &loaded)
-                .map_err(|faults| Error::invalid(faults.to_string()))?;
-            let values = settings.values.into_iter().chain(extra).collect();
-            self.add(path, ServiceSettings { values, ..settings })
-        });
-        match (made, command) {
-            (Err(error), _) => ticket.answer(Err(error)),
-            (Ok(slot), Command::Create(_)) => {
-                let name = self.bus.registry.name(slot).to_string();
-                self.note(slot, State::Available);
+        match slots {
+            Ok(slots) if is_only_made => {
+                let name = slots.first().map_or("", |slot| self.bus.registry.name(*slot));
                 ticket.answer(Ok(json!({"service": name, "state": "available"})));
             }
-            (Ok(slot), _) => self.start_these(vec![slot], reason, ticket),
+            Ok(slots) => self.start_these(slots, reason, ticket),
+            Err(Obstacle::Closed(library)) => self.open_first(library, command, ticket),
+            Err(Obstacle::Refused(error)) => ticket.answer(Err(error)),
+        }
+    }
+
+    /// Has a library opened; then the command is taken once more.
+    fn open_first(&self, library: String, command: Command, ticket: Ticket) {
+        let job = Job::Open { library, waiting: Box::new((command, ticket)) };
+        if let Err(refused) = self.jobs.try_send(job)
+            && let Job::Open { waiting, .. } = refused.into_inner()
+        {
+            waiting.1.answer(Err(Error::busy("too many reloads wait already")));
         }
     }
 
@@ -174,6 +173,7 @@ impl Manager {
             let (part, receiver) = Ticket::new();
             parts.push(receiver);
             self.with(slot, |container| container.start_tickets.push(part));
+            self.start_needs(slot);
             self.wish(slot, Event::Start, reason);
             self.answer_now(slot);
         }
@@ -181,7 +181,7 @@ impl Manager {
     }
 
     /// The path that a name means in a loaded plugin: the name itself, or its only kind of service.
-    fn path_in(&self, name: &str, loaded: &Loaded) -> Result<ServicePath, Error> {
+    pub(super) fn path_in(&self, name: &str, loaded: &Loaded) -> Result<ServicePath, Error> {
         if let Ok(path) = name.parse::<ServicePath>() {
             return Ok(path);
         }
@@ -210,11 +210,12 @@ impl Manager {
     }
 }
 
-/// What a service of a loaded plugin is started with.
+/// What a service of a loaded plugin is started with; `extra` counts more than the file.
 pub fn listed(
     settings: &crate::settings::Settings,
     path: ServicePath,
     loaded: &Loaded,
+    extra: Map<String, Value>,
 ) -> Result<Listed, crate::settings::Faults> {
     let kinds = &loaded.declaration.services;
     let Some(declaration) = loaded.declaration.service(&path.kind) else {
@@ -223,7 +224,8 @@ pub fn listed(
         let text = format!("plugin `{}` has no service `{}`; it has: {all}", path.library, path.kind);
         return Err(settings.service_fault(&path, text, &path.kind.clone(), names));
     };
-    let checked = check_service(settings, &path, declaration, kinds)?;
+    let mut checked = check_service(settings, &path, declaration, kinds)?;
+    checked.values.extend(extra);
     let declared = declaration.needs.iter().filter_map(|need| match need {
         zeph_abi::Need::Service(path) => Some(path.clone()),
         zeph_abi::Need::Setting(setting) => checked

@@ -11,9 +11,9 @@ use zeph_contract::Error;
 use crate::history::{Entry, History, What, milliseconds};
 use crate::life::{Birth, Inherited, Order};
 use crate::loader::{Loaded, short};
-use crate::messages::Ticket;
+use crate::messages::{Listed, Ticket};
 use crate::registry::Down;
-use crate::settings::{ServicePath, ServiceSettings};
+use crate::settings::{ServiceOptions, ServicePath, ServiceSettings};
 use crate::supervisor::{Event, State, Supervisor};
 
 /// One service.
@@ -24,6 +24,8 @@ pub struct Container {
     pub settings: ServiceSettings,
     /// Why newer ones are not.
     pub settings_refused: Option<String>,
+    /// What must be ready before it starts: paths, or names of libraries.
+    pub needs: Vec<String>,
     pub supervisor: Supervisor,
     pub life: Option<Life>,
     /// When the supervisor wants to be asked again.
@@ -160,13 +162,15 @@ impl Retired {
 }
 
 impl Container {
-    pub fn new(slot: u32, path: ServicePath, settings: ServiceSettings, history: History) -> Self {
+    pub fn new(slot: u32, listed: Listed, history: History) -> Self {
+        let Listed { path, settings, needs } = listed;
         Self {
             slot,
             path,
             supervisor: Supervisor::new(settings.options.clone()),
             settings,
             settings_refused: None,
+            needs,
             life: None,
             wake: None,
             reloading: false,
@@ -184,6 +188,15 @@ impl Container {
             start_tickets: Vec::new(),
             stop_tickets: Vec::new(),
         }
+    }
+
+    /// These options count from now on.
+    pub fn set_options(&mut self, options: ServiceOptions) {
+        // What its plugin declares comes first.
+        self.needs.truncate(self.needs.len().saturating_sub(self.settings.options.needs.len()));
+        self.needs.extend(options.needs.iter().cloned());
+        self.supervisor.adapt(options.clone());
+        self.settings.options = options;
     }
 
     /// True where `id` is the present instance; a serial of 0 leaves that open.
@@ -250,8 +263,11 @@ impl Container {
     pub fn record_step(&self, before: State, event: Event) {
         match (before, event, self.supervisor.state()) {
             (State::Stopping { .. }, Event::Gone, _)
-            | (State::Waiting { .. }, Event::Stop, State::Available) => {
+            | (State::Waiting { .. } | State::Blocked, Event::Stop, State::Available) => {
                 self.record(What::Stopped, self.stop_reason);
+            }
+            (_, _, State::Blocked) if before != State::Blocked => {
+                self.record(What::Waiting, Some("what it needs is not ready"));
             }
             (_, _, after @ State::Waiting { until, .. }) if after != before => {
                 let retry_at = SystemTime::now() + until.saturating_duration_since(Instant::now());
@@ -277,7 +293,8 @@ impl Container {
         let name = &self.path;
         Some(match self.supervisor.state() {
             State::Enabled => return None,
-            State::Starting => Down::Coming,
+            // Where what it needs does not come, the manager says so.
+            State::Starting | State::Blocked => Down::Coming,
             State::Ended => Down::Asleep,
             State::Available if matches!(before, State::Enabled | State::Ended) => Down::Asleep,
             State::Available if before == State::Starting => {
@@ -301,6 +318,12 @@ impl Container {
         })
     }
 
+    /// Tells whoever waits for its start why it does not run.
+    pub fn fail_starts(&mut self, reason: &str) {
+        let error = Error::unavailable(format!("{} does not run: {reason}", self.path));
+        self.start_tickets.drain(..).for_each(|ticket| ticket.answer(Err(error.clone())));
+    }
+
     /// Answers whoever waited for the state that it has reached.
     pub fn answer_tickets(&mut self) {
         let state = self.supervisor.state();
@@ -315,10 +338,9 @@ impl Container {
             }
             State::Waiting { .. } | State::Available => {
                 let reason = self.failure.clone().unwrap_or_else(|| "it was stopped".into());
-                let error = Error::unavailable(format!("{} does not run: {reason}", self.path));
-                self.start_tickets.drain(..).for_each(|ticket| ticket.answer(Err(error.clone())));
+                self.fail_starts(&reason);
             }
-            State::Ended | State::Starting | State::Stopping { .. } => {}
+            State::Ended | State::Starting | State::Blocked | State::Stopping { .. } => {}
         }
         if state == State::Available {
             let view = json!({"service": self.path.to_string(), "state": "available"});

@@ -8,6 +8,7 @@ mod apply;
 mod command;
 mod container;
 mod lives;
+mod needs;
 mod order;
 mod perform;
 mod replace;
@@ -28,12 +29,12 @@ use crate::bus::Bus;
 use crate::history::{Entry, History, What};
 use crate::life;
 use crate::listener::Listeners;
-use crate::loader::Loaded;
+use crate::loader::{Loaded, short};
 use crate::messages::{Job, Listed, Message};
 use crate::phase::{Phase, Phases};
 use crate::registry::Down;
-use crate::settings::{Current, ServicePath, ServiceSettings};
-use crate::supervisor::{Event, State};
+use crate::settings::Current;
+use crate::supervisor::{Conditions, Event, State};
 
 pub use command::{listed, unknown_verb};
 use container::{Container, Retired};
@@ -46,6 +47,16 @@ pub struct Plugin {
     pub loaded: Arc<Loaded>,
     /// Why its newest file is not loaded: hash and reason.
     pub refused: Option<(String, String)>,
+    /// The hash of a newer file that is loaded only when somebody asks for it.
+    pub waiting: Option<String>,
+}
+
+impl Plugin {
+    /// What is said of a newer file that waits.
+    fn waiting_build(&self) -> Option<String> {
+        let name = &self.loaded.name;
+        self.waiting.as_ref().map(|hash| format!("{} waits; load it: zephserver reload {name}", short(hash)))
+    }
 }
 
 /// All services of a server.
@@ -113,8 +124,8 @@ impl Manager {
         for loaded in loaded {
             self.register(loaded, "the server starts");
         }
-        for Listed { path, settings, .. } in listed {
-            if let Err(error) = self.add(path, settings) {
+        for listed in listed {
+            if let Err(error) = self.add(listed) {
                 tracing::error!("{error}");
             }
         }
@@ -124,14 +135,14 @@ impl Manager {
         self.generations += 1;
         let entry = Entry::new(loaded.name.clone(), What::Loaded);
         self.history.record(entry.of_build(loaded.generation, &loaded.hash).because(cause));
-        self.plugins.insert(loaded.name.clone(), Plugin { loaded, refused: None });
+        self.plugins.insert(loaded.name.clone(), Plugin { loaded, refused: None, waiting: None });
     }
 
     /// Makes room for a service that does not run yet.
-    fn add(&mut self, path: ServicePath, settings: ServiceSettings) -> Result<u32, Error> {
-        let slot = self.bus.registry.resolve(&path.to_string())?;
+    fn add(&mut self, listed: Listed) -> Result<u32, Error> {
+        let slot = self.bus.registry.resolve(&listed.path.to_string())?;
         slot.set_down(Down::Coming);
-        let container = Container::new(slot.number, path, settings, self.history.clone());
+        let container = Container::new(slot.number, listed, self.history.clone());
         self.containers.insert(slot.number, container);
         self.order.push(slot.number);
         Ok(slot.number)
@@ -152,6 +163,7 @@ impl Manager {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             self.wake_due();
+            self.see_to_blocked();
         }
     }
 
@@ -225,12 +237,13 @@ impl Manager {
 
     /// Takes an event of a service: asks the supervisor and does what it says.
     fn step(&mut self, slot: u32, event: Event) {
+        let conditions = Conditions { now: Instant::now(), roll: roll(), needs: self.needs(slot) };
         let Some(container) = self.containers.get_mut(&slot) else { return };
         if container.reloading {
             return container.postponed.push(event);
         }
         let before = container.supervisor.state();
-        let actions = container.supervisor.step(event, Instant::now(), roll());
+        let actions = container.supervisor.step(event, conditions);
         container.record_step(before, event);
         for action in actions {
             self.perform(slot, action);
@@ -250,10 +263,11 @@ impl Manager {
             // Fulfilled, or without effect.
             (container.start_reason, container.stop_reason) = (None, None);
         }
-        if matches!(state, State::Enabled | State::Ended | State::Available) {
+        if matches!(state, State::Enabled | State::Ended | State::Available | State::Blocked) {
             container.wake = None;
         }
-        if state == State::Available && matches!(before, State::Stopping { .. } | State::Waiting { .. }) {
+        let stopped = matches!(before, State::Stopping { .. } | State::Waiting { .. } | State::Blocked);
+        if state == State::Available && stopped {
             // Whoever was stopped in order begins from nothing.
             container.checkpoint = None;
             tracing::info!("{}: stopped", container.path);

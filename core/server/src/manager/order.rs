@@ -1,6 +1,19 @@
 //! In which order services start: as SERVICE_LIST names them, but none before what it needs.
 
 use crate::messages::Listed;
+use crate::settings::ServicePath;
+
+/// Whether a need means this service: it may be a service's path, or a library's name: then every
+/// service of it.
+pub fn is_meant(need: &str, path: &ServicePath) -> bool {
+    need.strip_prefix(path.library.as_str()).is_some_and(|rest| rest.is_empty() || path.to_string() == need)
+}
+
+/// What is said of services of which each needs the next, and the last the first.
+pub fn circle<'a>(paths: impl Iterator<Item = &'a ServicePath> + Clone) -> String {
+    let names: Vec<String> = paths.clone().chain(paths.take(1)).map(ServicePath::to_string).collect();
+    format!("services need each other in a circle: {}", names.join(" → "))
+}
 
 /// Indices into `listed` in start order. An error names what is missing or runs in a circle.
 pub fn start_order(listed: &[Listed]) -> Result<Vec<usize>, (usize, String)> {
@@ -22,18 +35,12 @@ fn visit(
         return Ok(());
     }
     if let Some(start) = path.iter().position(|known| *known == at) {
-        let circle = path[start..].iter().chain([&at]).map(|at| listed[*at].path.to_string());
-        return Err((
-            at,
-            format!("services need each other in a circle: {}", circle.collect::<Vec<_>>().join(" → ")),
-        ));
+        return Err((at, circle(path[start..].iter().map(|at| &listed[*at].path))));
     }
     path.push(at);
     for need in &listed[at].needs {
-        // A need may be a service's path, or a library's name: then every service of it.
-        let found: Vec<usize> = (0..listed.len())
-            .filter(|other| listed[*other].path.to_string() == *need || listed[*other].path.library == *need)
-            .collect();
+        let found: Vec<usize> =
+            (0..listed.len()).filter(|other| is_meant(need, &listed[*other].path)).collect();
         if found.is_empty() {
             return Err((at, format!("{} needs {need}, which SERVICE_LIST does not name", listed[at].path)));
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use zeph_abi::{EventKind, Seat, ServiceId, StopReason};
+use zeph_abi::{EventKind, Seat, ServiceId};
 use zeph_contract::Error;
 use zeph_contract::event::Change;
 
@@ -16,6 +16,7 @@ use crate::history::What;
 use crate::life;
 use crate::loader::Loaded;
 use crate::messages::{Candidate, Extent, Message, Origin, Replacing, Standing, Subject, Wanted};
+use crate::settings::Reload;
 use crate::supervisor::{Event, State};
 
 /// Why a service starts that was not replaced.
@@ -54,8 +55,11 @@ impl Manager {
             }
             Replacing::Abort { library, refused } => self.abort(&library, refused),
             Replacing::Unchanged { library } => {
-                self.plugins.get_mut(&library).into_iter().for_each(|plugin| plugin.refused = None);
+                if let Some(plugin) = self.plugins.get_mut(&library) {
+                    (plugin.refused, plugin.waiting) = (None, None);
+                }
             }
+            Replacing::Waits { library, hash } => self.let_wait(&library, hash),
             Replacing::Forget { id } => {
                 self.candidates.remove(&id);
                 if let Some(slot) = id.slot() {
@@ -87,10 +91,12 @@ impl Manager {
                     let text = format!("{} is just starting or stopping; try again", container.path);
                     return Err(Error::busy(text));
                 }
-                State::Available | State::Ended | State::Waiting { .. } => {}
+                State::Available | State::Blocked | State::Ended | State::Waiting { .. } => {}
             }
         }
-        Ok(Standing { loaded, subjects, refused })
+        let is_manual = |container: &Container| container.settings.options.reload == Reload::Manual;
+        let reload = if self.of_library(library).any(is_manual) { Reload::Manual } else { Reload::Automatic };
+        Ok(Standing { loaded, subjects, refused, reload })
     }
 
     fn of_library(&self, library: &str) -> impl Iterator<Item = &Container> {
@@ -140,31 +146,12 @@ impl Manager {
             self.take_over(&loaded, (What::Reloaded, origin.reason()), candidate);
         }
         self.release(&library);
-        // Who came to life during the last steps did so with the old build.
-        let is_old =
-            |c: &&Container| c.life.as_ref().is_some_and(|life| life.generation != loaded.generation);
-        let runs = |c: &&Container| matches!(c.supervisor.state(), State::Starting | State::Enabled);
-        let late: Vec<u32> = self.of_library(&library).filter(is_old).filter(runs).map(|c| c.slot).collect();
-        for slot in late {
-            self.wish(slot, Event::Stop, NEW_BUILD);
-            self.wish(slot, Event::Start, NEW_BUILD);
-        }
-        // Who could not run with the old build may run with the new one.
-        let waits = |container: &&Container| matches!(container.supervisor.state(), State::Waiting { .. });
-        let ended = |container: &&Container| container.supervisor.state() == State::Ended;
-        let asleep: Vec<u32> =
-            self.of_library(&library).filter(ended).map(|container| container.slot).collect();
-        for slot in asleep {
-            // Whoever calls it next gets an instance of the new build.
-            self.discard(slot, StopReason::Replaced);
-            self.with(slot, |container| container.supervisor.lost_instance());
-        }
-        let waiting: Vec<u32> =
-            self.of_library(&library).filter(waits).map(|container| container.slot).collect();
-        for slot in waiting {
-            self.discard(slot, StopReason::Replaced);
-            self.with(slot, |container| container.supervisor.lost_instance());
-            self.wish(slot, Event::Start, NEW_BUILD);
+        // Who failed with the old build, rests with it, or came to life during the last steps.
+        let is_old = |c: &&Container| c.life.as_ref().is_none_or(|life| life.generation != loaded.generation);
+        let runs = |c: &&Container| c.supervisor.state() != State::Available;
+        let old: Vec<u32> = self.of_library(&library).filter(is_old).filter(runs).map(|c| c.slot).collect();
+        for slot in old {
+            self.wish(slot, Event::NewBuild, NEW_BUILD);
         }
         Ok(())
     }
@@ -197,7 +184,7 @@ impl Manager {
         container.since = SystemTime::now();
         // What happened to the old instance meanwhile does not concern the new one; a wish to stop does.
         container.postponed.retain(|event| matches!(event, Event::Stop | Event::Start));
-        container.supervisor.replaced(container.settings.options.clone());
+        container.supervisor.adapt(container.settings.options.clone());
         if !inherits {
             self.bus.subscriptions.keep_only(slot, id.serial());
             self.bus.clock.keep_only(slot, id.serial());
@@ -235,9 +222,19 @@ impl Manager {
 
     fn abort(&mut self, library: &str, refused: Option<(String, String)>) {
         if let (Some(plugin), Some(refused)) = (self.plugins.get_mut(library), refused) {
-            plugin.refused = Some(refused);
+            (plugin.refused, plugin.waiting) = (Some(refused), None);
         }
         self.release(library);
+    }
+
+    /// A newer file is there, and an operator wants to say when it is loaded.
+    fn let_wait(&mut self, library: &str, hash: String) {
+        let Some(plugin) = self.plugins.get_mut(library) else { return };
+        plugin.refused = None;
+        if plugin.waiting.as_ref() != Some(&hash) {
+            plugin.waiting = Some(hash);
+            tracing::info!("{library}: new build {}", plugin.waiting_build().unwrap_or_default());
+        }
     }
 
     /// The reload is over, one way or the other: what was postponed happens now.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use zeph_abi::{Copies, copies};
 use zeph_contract::Error;
 
-use super::{Container, Manager};
+use super::{Container, Manager, Plugin};
 use crate::loader::short;
 use crate::supervisor::State;
 
@@ -66,7 +66,7 @@ impl Manager {
             State::Enabled => "enabled",
             State::Ended => "available",
             State::Stopping { .. } => "stopping",
-            State::Waiting { .. } => "waiting",
+            State::Waiting { .. } | State::Blocked => "waiting",
         };
         let slot = self.bus.registry.slot(u64::from(container.slot));
         let plugin = self.plugins.get(&container.path.library);
@@ -80,9 +80,11 @@ impl Manager {
             "restarts": container.restarts,
             "failures": container.failure_count,
             "last_failure": container.failure,
+            "waits_for": self.waits_for(container),
             "reloading": container.reloading,
             "refused": plugin.and_then(|plugin| plugin.refused.as_ref()).map(|(_, reason)| reason),
             "settings_refused": container.settings_refused,
+            "waiting_build": plugin.and_then(Plugin::waiting_build),
             "slow_calls": slot.map_or(0, |slot| slot.slow_calls.load(Ordering::Relaxed)),
             "events_dropped": slot.map_or(0, |slot| slot.mailbox.dropped()),
             "metrics": container.metrics,
@@ -120,6 +122,7 @@ impl Manager {
                 "tasks": loaded.declaration.tasks.iter().map(|task| &task.name).collect::<Vec<_>>(),
                 "verbs": loaded.declaration.services.iter().flat_map(|kind| &kind.verbs).collect::<Vec<_>>(),
                 "refused": plugin.refused.as_ref().map(|(_, reason)| reason),
+                "waiting_build": plugin.waiting_build(),
             }));
         }
         for (name, file) in self.settings.get().library_files() {

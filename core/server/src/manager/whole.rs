@@ -19,6 +19,13 @@ pub struct Startup {
     ticket: Sender<Result<(), String>>,
 }
 
+/// How the start of one service goes.
+enum Progress {
+    Done,
+    Waits,
+    Failed(String),
+}
+
 /// The stop of the whole server.
 pub struct Shutdown {
     rest: Vec<u32>,
@@ -65,37 +72,44 @@ impl Manager {
     }
 
     pub(super) fn go_on_starting(&mut self) {
-        while let Some(startup) = &mut self.startup {
-            if let Some(slot) = startup.current {
-                let Some(container) = self.containers.get(&slot) else {
-                    startup.current = None;
-                    continue;
-                };
-                let failed = match container.supervisor.state() {
-                    State::Enabled | State::Ended => None,
-                    State::Starting if container.failure_count == 0 => return,
-                    _ if container.settings.options.optional => None,
-                    _ => Some(container.failure.clone().unwrap_or_else(|| "it did not start".into())),
-                };
-                if let Some(reason) = failed {
-                    let _ = startup.ticket.send(Err(format!("{}: {reason}", container.path)));
-                    self.startup = None;
-                    return;
-                }
-                startup.current = None;
+        while let Some(current) = self.startup.as_ref().map(|startup| startup.current) {
+            match current.map_or(Progress::Done, |slot| self.progress(slot)) {
+                Progress::Waits => return,
+                Progress::Failed(reason) => return self.end_start(Err(reason)),
+                Progress::Done => {}
             }
-            match startup.rest.pop_front() {
+            let Some(startup) = &mut self.startup else { return };
+            startup.current = startup.rest.pop_front();
+            match startup.current {
                 Some(slot) if !self.containers.contains_key(&slot) => {}
-                Some(slot) => {
-                    startup.current = Some(slot);
-                    return self.wish(slot, Event::Start, "the server starts");
-                }
-                None => {
-                    let _ = startup.ticket.send(Ok(()));
-                    self.startup = None;
-                }
+                Some(slot) => return self.wish(slot, Event::Start, "the server starts"),
+                None => self.end_start(Ok(())),
             }
         }
+    }
+
+    fn end_start(&mut self, result: Result<(), String>) {
+        if let Some(startup) = self.startup.take() {
+            let _ = startup.ticket.send(result);
+        }
+    }
+
+    /// How the start of a service goes that is part of the start of the whole.
+    fn progress(&self, slot: u32) -> Progress {
+        let Some(container) = self.containers.get(&slot) else { return Progress::Done };
+        let reason = match container.supervisor.state() {
+            State::Enabled | State::Ended => return Progress::Done,
+            State::Starting if container.failure_count == 0 => return Progress::Waits,
+            State::Blocked => match self.standstill(slot) {
+                Some(reason) => reason,
+                None => return Progress::Waits,
+            },
+            _ => container.failure.clone().unwrap_or_else(|| "it did not start".into()),
+        };
+        if container.settings.options.optional {
+            return Progress::Done;
+        }
+        Progress::Failed(format!("{}: {reason}", container.path))
     }
 
     pub(super) fn go_on_stopping(&mut self) {

@@ -32,7 +32,7 @@ use crate::loader::{self, Loaded, Loader, short};
 use crate::messages::{
     Command, Extent, Job, Message, Origin, Replacing, Standing, Subject, Ticket, Wanted, from_life,
 };
-use crate::settings::{Current, check_service};
+use crate::settings::{Current, Reload, check_service};
 use apply::Memory;
 use jobs::Jobs;
 use passage::{Passage, Step, too_long, within};
@@ -165,6 +165,11 @@ impl Reloader {
             }
             if checked.hash == old.hash || was_refused {
                 return Ok(json!({"plugin": library, "unchanged": true}));
+            }
+            if standing.reload == Reload::Manual {
+                let waits = Replacing::Waits { library: library.into(), hash: checked.hash };
+                let _ = self.manager.send(Message::Replacing(waits));
+                return Ok(json!({"plugin": library, "waits": true}));
             }
         }
         let loaded = Arc::new(self.load(library, checked, old.generation + 1)?);

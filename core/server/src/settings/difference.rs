@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::{ClusterNode, Limits, Restart, ServiceOptions, ServicePath, ServiceSettings, Settings};
+use super::{ClusterNode, Limits, Reload, Restart, ServiceOptions, ServicePath, ServiceSettings, Settings};
 
 /// Settings whose names contain one of these are not shown.
 const SECRET: &[&str] = &["token", "secret", "password", "key"];
@@ -261,7 +261,12 @@ impl Settings {
 
 /// Options as they are written in the file.
 fn table(options: &ServiceOptions) -> Map<String, Value> {
-    let ServiceOptions { optional, needs, restart, intensity, period, start_timeout, stop_timeout } = options;
+    let ServiceOptions { optional, needs, restart, intensity, period, start_timeout, stop_timeout, reload } =
+        options;
+    let reload = match reload {
+        Reload::Automatic => "auto",
+        Reload::Manual => "manual",
+    };
     let restart = match restart {
         Restart::Permanent => "permanent",
         Restart::Transient => "transient",
@@ -275,6 +280,7 @@ fn table(options: &ServiceOptions) -> Map<String, Value> {
         ("period", seconds(*period)),
         ("start_timeout", seconds(*start_timeout)),
         ("stop_timeout", seconds(*stop_timeout)),
+        ("reload", reload.into()),
     ];
     written.into_iter().map(|(key, value): (&str, Value)| (key.to_string(), value)).collect()
 }

@@ -19,7 +19,7 @@ pub(crate) use current::Current;
 pub(crate) use difference::{Change, Effect, Living, Stance, What, difference};
 pub(crate) use fault::nearest;
 pub use fault::{Fault, Faults};
-pub use plugin::{Restart, ServiceOptions, ServiceSettings, check_service, unclaimed};
+pub use plugin::{Reload, Restart, ServiceOptions, ServiceSettings, check_service, unclaimed};
 use read::Reader;
 use tree::Table;
 

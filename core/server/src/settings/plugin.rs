@@ -12,7 +12,7 @@ use super::{Faults, ServicePath, Settings, WELL_KNOWN};
 
 /// Options that every service has, beside those of its plugin.
 const OPTIONS: &[&str] =
-    &["optional", "needs", "restart", "intensity", "period", "start_timeout", "stop_timeout"];
+    &["optional", "needs", "restart", "intensity", "period", "start_timeout", "stop_timeout", "reload"];
 
 /// What an operator says of any service.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +31,8 @@ pub struct ServiceOptions {
     pub start_timeout: Duration,
     /// How long it may take to stop.
     pub stop_timeout: Duration,
+    /// Who has a new build loaded.
+    pub reload: Reload,
 }
 
 /// When a service is started again, in Erlang's words.
@@ -44,6 +46,15 @@ pub enum Restart {
     Temporary,
 }
 
+/// Who has a new build loaded. One service that says `Manual` says so for its whole library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// The server, as soon as the file has changed.
+    Automatic,
+    /// Only an operator.
+    Manual,
+}
+
 impl Default for ServiceOptions {
     fn default() -> Self {
         Self {
@@ -54,6 +65,7 @@ impl Default for ServiceOptions {
             period: Duration::from_secs(60),
             start_timeout: Duration::from_secs(30),
             stop_timeout: Duration::from_secs(5),
+            reload: Reload::Automatic,
         }
     }
 }
@@ -202,6 +214,12 @@ fn option(options: &mut ServiceOptions, faults: &mut Vec<Fault>, key: &str, node
             _ => wrong("\"permanent\", \"transient\" or \"temporary\""),
         },
         ("restart", _) => wrong("\"permanent\", \"transient\" or \"temporary\""),
+        ("reload", Written::Text(reload)) => match reload.as_str() {
+            "auto" => options.reload = Reload::Automatic,
+            "manual" => options.reload = Reload::Manual,
+            _ => wrong("\"auto\" or \"manual\""),
+        },
+        ("reload", _) => wrong("\"auto\" or \"manual\""),
         ("intensity", Written::Integer(count @ 0..=1000)) => options.intensity = *count as u32,
         ("intensity", _) => wrong("a whole number from 0 to 1000"),
         (key, _) => match (key, seconds(node)) {

@@ -84,6 +84,9 @@ fn a_plugin_gets_its_table_its_aliases_and_its_instance() {
     assert_eq!(checked.values["port"], 8080);
     assert!(checked.options.optional);
     assert_eq!(checked.options.stop_timeout, Duration::from_millis(500));
+    assert_eq!(checked.options.reload, Reload::Automatic);
+    let checked = check("[a]\nmust = \"x\"\nreload = \"manual\"").unwrap();
+    assert_eq!(checked.options.reload, Reload::Manual);
     let checked = check("[a]\nmust = \"x\"\n[\"a@two\"]\nmust = \"y\"").unwrap();
     assert_eq!(checked.values["must"], "y");
 }
@@ -95,6 +98,8 @@ fn a_plugins_faults_name_their_lines() {
     assert!(text("[a]\nprt = 1").contains("`port`"));
     assert!(text("[a]\nport = \"1\"\nmust = \"\"").contains("expected a whole number"));
     assert!(text("[a]\nport = 1").contains("needs [a] must"));
+    let reload = text("[a]\nmust = \"\"\nreload = \"sometimes\"");
+    assert!(reload.contains(":6: reload is") && reload.contains("\"auto\" or \"manual\""), "{reload}");
     let twice = text("PORT_ZEPH = 1\n[a]\nmust = \"\"\nport = 2");
     assert!(twice.contains("line 4") && twice.contains("line 7"), "{twice}");
 }

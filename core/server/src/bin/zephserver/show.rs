@@ -126,10 +126,13 @@ fn services(answer: &Value) {
 }
 
 fn service_row(service: &Value) -> Vec<String> {
-    let failure = match (&service["refused"], &service["settings_refused"], &service["last_failure"]) {
+    let waits_for = service["waits_for"].as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
+    let failure = match (&service["refused"], &service["settings_refused"], &service["waiting_build"]) {
+        _ if !waits_for.is_empty() => format!("waits for {}", waits_for.join(", ")),
         (Value::String(refused), ..) => format!("new build refused: {refused}"),
         (_, Value::String(refused), _) => format!("new settings refused: {refused}"),
-        (.., failure) => text(failure),
+        (.., Value::String(waiting)) => format!("new build {waiting}"),
+        _ => text(&service["last_failure"]),
     };
     vec![
         text(&service["name"]),
@@ -144,9 +147,10 @@ fn service_row(service: &Value) -> Vec<String> {
 fn plugins(answer: &Value) {
     let row = |plugin: &Value| {
         let services = plugin["services"].as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
-        let state = match (plugin["loaded"].as_bool(), &plugin["refused"]) {
-            (_, Value::String(_)) => "refused",
-            (Some(true), _) => "loaded",
+        let state = match (plugin["loaded"].as_bool(), &plugin["refused"], &plugin["waiting_build"]) {
+            (_, Value::String(_), _) => "refused",
+            (_, _, Value::String(_)) => "waits",
+            (Some(true), ..) => "loaded",
             _ => "file",
         };
         let what = if services.is_empty() { text(&plugin["file"]) } else { services.join(", ") };
@@ -164,6 +168,9 @@ fn plugins(answer: &Value) {
     for plugin in answer.as_array().into_iter().flatten() {
         if let Value::String(reason) = &plugin["refused"] {
             line(&format!("\n{}: new build refused: {reason}", text(&plugin["name"])));
+        }
+        if let Value::String(waiting) = &plugin["waiting_build"] {
+            line(&format!("\n{}: new build {waiting}", text(&plugin["name"])));
         }
     }
 }
