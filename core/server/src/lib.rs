@@ -15,7 +15,8 @@
 //! Reading order: `server` is the life of the whole; [`settings`] and `inventory` say what is to
 //! live; `manager` owns what lives and asks `supervisor` what to do; `loader` and `reload` bring
 //! in code; `bus` carries calls and events, with `registry`, `pending`, `pool`, `clock`, `mailbox`,
-//! `subscriptions` and `frames` as its parts; `host` is the plugins' way in, `control` the operator's.
+//! `subscriptions` and `frames` as its parts; `host` is the plugins' way in, `control` the operator's,
+//! `http` that of monitoring.
 
 #![forbid(unsafe_code)]
 
@@ -26,6 +27,7 @@ pub mod settings;
 
 mod inventory;
 mod lock;
+mod log_file;
 mod logging;
 
 mod life;
@@ -49,11 +51,14 @@ mod subscriptions;
 mod cluster;
 mod control;
 mod host;
+mod http;
 mod listener;
+mod metrics;
 
 pub mod client;
 
 pub use error::{Error, exit};
+pub use log_file::{MOST_LOG_FILES, rotated_log};
 pub use logging::reopen as reopen_log;
 pub use phase::Phase;
 pub use server::{Ended, Server, check, start_server};
