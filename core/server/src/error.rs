@@ -1,5 +1,6 @@
 //! What can go wrong with the server as a whole, and with which exit code the process then ends.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::settings::Faults;
@@ -51,6 +52,17 @@ pub enum Error {
         /// What the machine said.
         source: std::io::Error,
     },
+    /// The address of `[server] http_address` is not to be had.
+    #[error(
+        "cannot listen on {address} (http_address): {source}; `ss -ltnp 'sport = :{port}'` shows who does",
+        port = .address.port()
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the machine said.
+        source: std::io::Error,
+    },
     /// A service did not start.
     #[error("{0}")]
     Start(String),
@@ -65,7 +77,7 @@ impl Error {
         match self {
             Self::Settings(_) => exit::USAGE,
             Self::Running { .. } => exit::RUNNING,
-            Self::Io { .. } | Self::Start(_) => exit::FAILED,
+            Self::Io { .. } | Self::Listen { .. } | Self::Start(_) => exit::FAILED,
             Self::Stopped => exit::OK,
         }
     }

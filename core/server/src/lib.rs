@@ -16,7 +16,7 @@
 //! live; `manager` owns what lives and asks `supervisor` what to do; `loader` and `reload` bring
 //! in code; `history` keeps what happened; `bus` carries calls and events, with `registry`, `pending`,
 //! `pool`, `clock`, `mailbox`, `subscriptions` and `frames` as its parts; `host` is the plugins' way in,
-//! `control` the operator's.
+//! `control` the operator's, `http` that of monitoring.
 
 #![forbid(unsafe_code)]
 
@@ -28,6 +28,7 @@ pub mod settings;
 mod history;
 mod inventory;
 mod lock;
+mod log_file;
 mod logging;
 
 mod life;
@@ -51,11 +52,14 @@ mod subscriptions;
 mod cluster;
 mod control;
 mod host;
+mod http;
 mod listener;
+mod metrics;
 
 pub mod client;
 
 pub use error::{Error, exit};
+pub use log_file::{MOST_LOG_FILES, rotated_log};
 pub use logging::reopen as reopen_log;
 pub use phase::Phase;
 pub use server::{Ended, Server, check, start_server};

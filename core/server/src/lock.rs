@@ -75,7 +75,8 @@ fn read_holder(mut file: File) -> String {
     }
 }
 
-fn is_same_file(file: &File, path: &Path) -> bool {
+/// True where the path leads to the file that is open.
+pub fn is_same_file(file: &File, path: &Path) -> bool {
     match (file.metadata(), std::fs::metadata(path)) {
         (Ok(ours), Ok(named)) => (ours.dev(), ours.ino()) == (named.dev(), named.ino()),
         _ => false,

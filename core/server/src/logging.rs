@@ -1,12 +1,10 @@
-//! The log: one line an event, to a file that can be reopened at any time, or to stderr.
+//! The log: one line an event, to a file that is rotated and can be reopened at any time, or to stderr.
 //!
 //! A process has one tracing subscriber for ever, but may start several servers one after the other:
 //! level and target are therefore state of the process, which each start sets anew.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -15,21 +13,18 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::{filter, fmt};
 
 use crate::error::Error;
+use crate::log_file::{LogFile, Rotation};
 
 static LEVEL: AtomicU32 = AtomicU32::new(3);
 static LOST: AtomicU64 = AtomicU64::new(0);
-static TARGET: Mutex<Target> = Mutex::new(Target { file: None, path: None });
-
-struct Target {
-    file: Option<File>,
-    path: Option<PathBuf>,
-}
+/// None: stderr.
+static TARGET: Mutex<Option<LogFile>> = Mutex::new(None);
 
 /// Logs from now on at this level to this file; None: to stderr.
-pub fn start(level: Level, path: Option<&Path>) -> Result<(), Error> {
-    let file =
-        path.map(|path| open(path).map_err(Error::io("cannot open the log file", path))).transpose()?;
-    *TARGET.lock().unwrap_or_else(PoisonError::into_inner) = Target { file, path: path.map(Into::into) };
+pub fn start(level: Level, path: Option<&Path>, rotation: Rotation) -> Result<(), Error> {
+    let open =
+        |path: &Path| LogFile::open(path, rotation).map_err(Error::io("cannot open the log file", path));
+    *TARGET.lock().unwrap_or_else(PoisonError::into_inner) = path.map(open).transpose()?;
     set_level(level);
     static INSTALLED: OnceLock<()> = OnceLock::new();
     INSTALLED.get_or_init(install);
@@ -51,10 +46,7 @@ fn install() {
 /// Opens the log file anew, after somebody moved it away.
 pub fn reopen() -> io::Result<()> {
     let mut target = TARGET.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(path) = target.path.clone() {
-        target.file = Some(open(&path)?);
-    }
-    Ok(())
+    target.as_mut().map_or(Ok(()), LogFile::reopen)
 }
 
 /// The most detailed level that is kept: 1 error … 5 trace.
@@ -65,10 +57,6 @@ pub fn level() -> u32 {
 /// Lines that could not be written.
 pub fn lost() -> u64 {
     LOST.load(Ordering::Relaxed)
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
 }
 
 fn number(level: Level) -> u32 {
@@ -100,8 +88,8 @@ struct Line;
 impl Write for Line {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut target = TARGET.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = match &mut target.file {
-            Some(file) => file.write_all(line),
+        let written = match target.as_mut() {
+            Some(file) => file.write(line),
             None => io::stderr().write_all(line),
         };
         if written.is_err() {

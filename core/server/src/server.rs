@@ -1,8 +1,8 @@
 //! The life of the whole: in which order things begin and end, and nothing else.
 //!
-//! lock → log → history → control (so that a hanging start can be seen and stopped) → cluster →
+//! lock → log → history → control and HTTP (so that a hanging start can be seen and stopped) → cluster →
 //! libraries and their settings → services → ready; and back: services in reverse → cluster → history →
-//! control socket's file → lock → whoever asked for the stop is answered.
+//! HTTP → control socket's file → lock → whoever asked for the stop is answered.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -18,10 +18,12 @@ use crate::control::{Control, Desk};
 use crate::error::{Error, exit};
 use crate::history::{Entry, History, SERVER, What};
 use crate::host::HostTable;
+use crate::http::{self, Http};
 use crate::inventory::{self, Inventory};
 use crate::listener::Listeners;
 use crate::loader::Loader;
 use crate::lock::Lock;
+use crate::log_file::Rotation;
 use crate::manager::Manager;
 use crate::messages::{self, Command, Job, Message, Ticket};
 use crate::phase::{Phase, Phases};
@@ -153,8 +155,8 @@ impl Core {
         self.phases.advance(Phase::Stopping);
     }
 
-    /// Everything between control and ready.
-    fn bootstrap(self: &Arc<Self>, loader: &Arc<Loader>) -> Result<(), Error> {
+    /// Everything between control and ready. `http`: where the server itself answers.
+    fn bootstrap(self: &Arc<Self>, loader: &Arc<Loader>, http: Option<SocketAddr>) -> Result<(), Error> {
         let _ = self.engine.set(Box::new(Local::new(self.settings.node.clone())));
         let wanted = || self.phases.now() == Phase::Starting;
         let Inventory { loaded, listed, remarks } = inventory::open(&self.settings, loader, wanted)?;
@@ -165,6 +167,8 @@ impl Core {
             self.settings.file.display()
         );
         self.history.server_starts();
+        // Not before: wrong settings leave nothing behind, no log either.
+        http.iter().for_each(|address| tracing::info!("http: listens on {address}"));
         remarks.iter().for_each(|remark| tracing::warn!("{}: {remark}", self.settings.file.display()));
         let (ticket, started) = crossbeam_channel::bounded(1);
         let gone = |_| Error::Stopped;
@@ -193,7 +197,8 @@ impl Server {
     pub fn launch(settings: Settings) -> Result<Self, Error> {
         let lock = Lock::take(&settings.lock_file, &settings.control_socket)?;
         let had_log = settings.log_path.as_ref().is_none_or(|path| path.exists());
-        logging::start(settings.log_level, settings.log_path.as_deref())?;
+        let rotation = Rotation { size: settings.limits.log_size, files: settings.limits.log_files };
+        logging::start(settings.log_level, settings.log_path.as_deref(), rotation)?;
         let (core, (messages, job_queue)) = parts(settings);
         let core = Arc::new(core);
         let settings = core.settings.clone();
@@ -201,10 +206,14 @@ impl Server {
             .map(Arc::new)
             .map_err(Error::io("cannot make the folder STATE_PATH", &settings.state_path))?;
         let writer = core.history.open(&settings.state_path);
-        // Before any thread: where it cannot be opened, nothing is to be undone but the folder.
+        // Before any thread: where they cannot be opened, nothing is to be undone but the folder.
+        let clean_up = |_: &Error| loader.clean_up(&settings.state_path);
+        let listener = settings.http_address.map(http::listen).transpose().inspect_err(clean_up)?;
         let control = Control::open(&settings.control_socket, core.desk.clone())
             .map_err(Error::io("cannot open the control socket", &settings.control_socket))
-            .inspect_err(|_| loader.clean_up(&settings.state_path))?;
+            .inspect_err(clean_up)?;
+        let http = listener.map(|listener| Http::serve(listener, core.desk.clone())).transpose();
+        let http = http.map_err(Error::io("cannot answer over HTTP; settings", &settings.file))?;
         let queues = (core.manager.clone(), messages);
         let (bus, listeners, phases) = (core.bus.clone(), core.listeners.clone(), core.phases.clone());
         let (history, jobs) = (core.history.clone(), core.jobs.clone());
@@ -222,9 +231,9 @@ impl Server {
             history: core.history.clone(),
         };
         core.thread("reload", move |_| reloader.run(job_queue))?;
-        let of_bootstrap = loader.clone();
-        core.thread("bootstrap", move |core| run_bootstrap(&core, &of_bootstrap))?;
-        core.thread("end", move |core| end(&core, lock, control, &loader, had_log))?;
+        let (of_bootstrap, address) = (loader.clone(), http.as_ref().map(|http| http.address));
+        core.thread("bootstrap", move |core| run_bootstrap(&core, &of_bootstrap, address))?;
+        core.thread("end", move |core| end(&core, lock, (control, http), &loader, had_log))?;
         Ok(Self { core })
     }
 
@@ -320,8 +329,8 @@ impl ServiceHandle {
     }
 }
 
-fn run_bootstrap(core: &Arc<Core>, loader: &Arc<Loader>) {
-    if let Err(error) = core.bootstrap(loader) {
+fn run_bootstrap(core: &Arc<Core>, loader: &Arc<Loader>, http: Option<SocketAddr>) {
+    if let Err(error) = core.bootstrap(loader, http) {
         return core.fail(error);
     }
     let watcher = watch::files(&core.current, core.jobs.clone())
@@ -336,7 +345,13 @@ fn run_bootstrap(core: &Arc<Core>, loader: &Arc<Loader>) {
 }
 
 /// Waits for the wish to stop, then ends everything.
-fn end(core: &Arc<Core>, lock: Lock, control: Control, loader: &Loader, had_log: bool) {
+fn end(
+    core: &Arc<Core>,
+    lock: Lock,
+    (control, http): (Control, Option<Http>),
+    loader: &Loader,
+    had_log: bool,
+) {
     core.phases.wait(Phase::Stopping);
     let error = core.error.lock().unwrap_or_else(PoisonError::into_inner).take();
     let left_behind = core.stop_services();
@@ -356,6 +371,7 @@ fn end(core: &Arc<Core>, lock: Lock, control: Control, loader: &Loader, had_log:
     }
     // Before the next server may have the files.
     core.history.close();
+    http.into_iter().for_each(Http::close);
     control.remove_file();
     drop(lock);
     core.bus.stop();

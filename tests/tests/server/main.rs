@@ -1,7 +1,8 @@
 //! The whole server from outside: real binaries, real libraries, real sockets.
 //!
 //! Reading order: how it begins and ends, how it is talked to, how services call each other, what
-//! happens when they fail, how they are replaced, the whole ring with clients, and with browsers.
+//! happens when they fail and how that is seen, how they are replaced, the whole ring with clients, and
+//! with browsers.
 #![allow(missing_docs)]
 
 mod lifecycle;
@@ -16,6 +17,7 @@ mod events;
 
 mod history;
 mod needs;
+mod operation;
 mod supervision;
 
 mod apply;

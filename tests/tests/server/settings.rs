@@ -50,6 +50,15 @@ fn a_wrong_type() {
 }
 
 #[test]
+fn an_address_that_others_can_reach() {
+    refused(
+        &["hello/Hello"],
+        "[server]\nhttp_address = \"0.0.0.0:9100\"",
+        &["settings.toml:7", "0.0.0.0:9100", "no loopback address", "proxy", "127.0.0.1:9100"],
+    );
+}
+
+#[test]
 fn a_service_named_twice() {
     refused(&["hello/Hello", "hello/Hello"], "", &["settings.toml:5", "named twice", "hello/Hello@two"]);
 }

@@ -36,6 +36,8 @@ pub struct Container {
     pub restarts: u64,
     pub failure: Option<String>,
     pub failure_count: u64,
+    /// It is to run: it was started, was not stopped since, and has not ended as it may.
+    pub is_wanted: bool,
     pub since: SystemTime,
     pub metrics: Value,
     pub checkpoint: Option<Inherited>,
@@ -178,6 +180,7 @@ impl Container {
             restarts: 0,
             failure: None,
             failure_count: 0,
+            is_wanted: false,
             since: SystemTime::now(),
             metrics: Value::Null,
             checkpoint: None,
@@ -285,6 +288,17 @@ impl Container {
             seat.close();
         }
         seat
+    }
+
+    /// Notes whether it is to run, by where it stands now and where it stood `before`.
+    pub fn note_wish(&mut self, before: State) {
+        self.is_wanted = match self.supervisor.state() {
+            State::Starting | State::Enabled | State::Stopping { again: true } => true,
+            State::Ended | State::Stopping { again: false } => false,
+            // Nothing but a stop leads from there to here.
+            State::Available if matches!(before, State::Stopping { .. } | State::Waiting { .. }) => false,
+            State::Available | State::Waiting { .. } => self.is_wanted,
+        };
     }
 
     /// Why it does not serve, for its callers, and where it stood `before`. None: it does.

@@ -256,6 +256,7 @@ impl Manager {
     fn note(&mut self, slot: u32, before: State) {
         let Some(container) = self.containers.get_mut(&slot) else { return };
         let state = container.supervisor.state();
+        container.note_wish(before);
         if state != before {
             container.since = SystemTime::now();
         }

@@ -74,6 +74,8 @@ impl Manager {
         json!({
             "name": container.path.to_string(),
             "state": state,
+            "wanted": container.is_wanted,
+            "optional": container.settings.options.optional,
             "generation": life.map(|life| life.generation),
             "hash": life.map(|life| &life.hash),
             "since": seconds(container.since),

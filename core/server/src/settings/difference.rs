@@ -216,11 +216,12 @@ fn own_keys(settings: &Settings) -> Vec<(&'static str, Value, Effect)> {
         state_path,
         cluster,
         node,
+        http_address,
         limits,
         service_lines: _,
         foreign: _,
     } = settings;
-    let Limits { call_timeout, gate_timeout, drain_timeout, pool_threads, watch } = limits;
+    let Limits { call_timeout, gate_timeout, drain_timeout, pool_threads, watch, log_size, log_files } = limits;
     let path = |path: &std::path::Path| Value::from(path.display().to_string());
     let log_path = log_path.as_deref().map_or_else(|| Value::from(""), path);
     let member = |ClusterNode { hostname, address, port }: &ClusterNode| {
@@ -233,6 +234,9 @@ fn own_keys(settings: &Settings) -> Vec<(&'static str, Value, Effect)> {
         ("[server] drain_timeout", seconds(*drain_timeout), AtOnce),
         ("[server] watch", (*watch).into(), AtOnce),
         ("[server] pool_threads", (*pool_threads).into(), NextStart),
+        ("[server] log_size", (*log_size).into(), NextStart),
+        ("[server] log_files", (*log_files).into(), NextStart),
+        ("[server] http_address", http_address.map(|address| address.to_string()).into(), NextStart),
         ("LOCK_FILE", path(lock_file), NextStart),
         ("LOG_PATH", log_path, NextStart),
         ("CONFIGURATION_NETWORK_INTERFACE_SERVER", path(control_socket), NextStart),

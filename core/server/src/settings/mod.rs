@@ -12,6 +12,7 @@ mod read;
 mod tree;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,7 +41,16 @@ const OWN: &[&str] = &[
     "cluster",
 ];
 
-const SERVER_KEYS: &[&str] = &["call_timeout", "gate_timeout", "drain_timeout", "pool_threads", "watch"];
+const SERVER_KEYS: &[&str] = &[
+    "call_timeout",
+    "gate_timeout",
+    "drain_timeout",
+    "pool_threads",
+    "watch",
+    "log_size",
+    "log_files",
+    "http_address",
+];
 
 /// What the settings file means for the server, and what it says to plugins.
 #[derive(Clone, Debug)]
@@ -67,6 +77,8 @@ pub struct Settings {
     pub node: String,
     /// `[server]`.
     pub limits: Limits,
+    /// `[server] http_address`: where the server itself answers over HTTP; None: nowhere.
+    pub http_address: Option<SocketAddr>,
     /// Lines of SERVICE_LIST's entries, in its order.
     service_lines: Vec<usize>,
     /// What is not the server's own: tables and top-level names of plugins.
@@ -136,6 +148,10 @@ pub struct Limits {
     pub pool_threads: usize,
     /// Whether changed plugin files are loaded without being asked.
     pub watch: bool,
+    /// How large the log file may grow before it is put aside, in bytes; 0: as large as it likes.
+    pub log_size: u64,
+    /// How many log files that were put aside are kept.
+    pub log_files: u32,
 }
 
 impl Default for Limits {
@@ -146,6 +162,8 @@ impl Default for Limits {
             drain_timeout: Duration::from_secs(30),
             pool_threads: 16,
             watch: true,
+            log_size: 64 * 1024 * 1024,
+            log_files: 5,
         }
     }
 }
@@ -182,6 +200,7 @@ impl Settings {
             plugin_path: reader.plugin_path(),
             cluster: reader.cluster_nodes(),
             limits: reader.limits(),
+            http_address: reader.http_address(),
             node: reader.node_name(),
             file: file.to_path_buf(),
             lock_file,

@@ -1,5 +1,7 @@
 //! Takes the server's own keys out of the file, each with its type, and collects what is wrong.
 
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use super::fault::nearest;
@@ -7,6 +9,10 @@ use super::tree::{Node, Table, Written};
 use super::{
     ClusterNode, Fault, Faults, Limits, OWN, SERVER_KEYS, ServicePath, Settings, WELL_KNOWN, is_alias, plugin,
 };
+use crate::log_file::MOST_LOG_FILES;
+
+/// A log file larger than this is none that anybody reads, in bytes.
+const LARGEST_LOG: i64 = 1 << 40;
 
 /// Takes the server's own keys out of the file, collecting faults.
 pub struct Reader {
@@ -183,15 +189,6 @@ impl Reader {
             drain_timeout: seconds("drain_timeout", default.drain_timeout),
             ..default
         };
-        let pool_threads = match server.remove("pool_threads") {
-            None => limits.pool_threads,
-            Some(Node { value: Written::Integer(threads @ 1..=1024), .. }) => threads as usize,
-            Some(node) => {
-                let what = "a whole number from 1 to 1024";
-                self.faults.push(Fault::wrong_type(node.line, "pool_threads", what, &node));
-                limits.pool_threads
-            }
-        };
         let watch = match server.remove("watch") {
             None => limits.watch,
             Some(Node { value: Written::Boolean(watch), .. }) => watch,
@@ -201,7 +198,52 @@ impl Reader {
             }
         };
         self.server = server;
-        Limits { pool_threads, watch, ..limits }
+        let most_files = i64::from(MOST_LOG_FILES);
+        let pool_threads = self.whole("pool_threads", 1..=1024).map(|number| number as usize);
+        let log_size = self.whole("log_size", 0..=LARGEST_LOG).map(|number| number as u64);
+        let log_files = self.whole("log_files", 0..=most_files).map(|number| number as u32);
+        Limits {
+            pool_threads: pool_threads.unwrap_or(limits.pool_threads),
+            log_size: log_size.unwrap_or(limits.log_size),
+            log_files: log_files.unwrap_or(limits.log_files),
+            watch,
+            ..limits
+        }
+    }
+
+    /// A whole number of `[server]`.
+    fn whole(&mut self, key: &str, range: RangeInclusive<i64>) -> Option<i64> {
+        let node = self.server.remove(key)?;
+        match node.value {
+            Written::Integer(number) if range.contains(&number) => Some(number),
+            _ => {
+                let what = format!("a whole number from {} to {}", range.start(), range.end());
+                self.faults.push(Fault::wrong_type(node.line, key, &what, &node));
+                None
+            }
+        }
+    }
+
+    /// Where the server itself answers over HTTP. It asks nobody who he is, so only this machine may ask.
+    pub fn http_address(&mut self) -> Option<SocketAddr> {
+        let node = self.server.remove("http_address")?;
+        let Written::Text(written) = &node.value else {
+            self.faults.push(Fault::wrong_type(node.line, "http_address", "a text", &node));
+            return None;
+        };
+        let (text, hint) = match written.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() => return Some(address),
+            Ok(address) => (
+                format!("http_address is \"{address}\", which is no loopback address"),
+                format!("others come through a proxy: put one in front of 127.0.0.1:{}", address.port()),
+            ),
+            Err(_) => (
+                format!("http_address is \"{written}\", expected an IP address and a port"),
+                "http_address = \"127.0.0.1:9100\"".into(),
+            ),
+        };
+        self.faults.push(Fault { line: node.line, text, hint: Some(hint) });
+        None
     }
 
     /// Checks what is left over; answers what belongs to plugins.

@@ -31,6 +31,17 @@ fn paths_are_relative_to_the_file() {
 }
 
 #[test]
+fn log_files_and_the_address_of_the_server_itself() {
+    let settings = parse("SERVICE_LIST = []\n[server]\nlog_size = 0\nlog_files = 100\n").unwrap();
+    assert_eq!((settings.limits.log_size, settings.limits.log_files), (0, 100));
+    assert_eq!(settings.http_address, None);
+    for address in ["127.0.0.1:9100", "127.1.2.3:0", "[::1]:9100"] {
+        let settings = parse(&format!("SERVICE_LIST = []\n[server]\nhttp_address = \"{address}\""));
+        assert_eq!(settings.unwrap().http_address.unwrap().to_string(), address);
+    }
+}
+
+#[test]
 fn faults_name_line_reason_and_nearest_name() {
     for (file, parts) in [
         ("SERVICE_LIST = []\nLOG_LEVL = \"INFO\"", &[":4:", "LOG_LEVL"][..]),
@@ -41,6 +52,18 @@ fn faults_name_line_reason_and_nearest_name() {
         ("SERVICE_LIST = []\nLOG_LEVEL = \"INFOO\"", &[":4:", "INFOO", "`INFO`"]),
         ("SERVICE_LIST = []\n[server]\ncall_timout = 3", &[":5:", "[server] call_timout", "`call_timeout`"]),
         ("SERVICE_LIST = []\n[server]\ngate_timeout = -1", &[":5:", "seconds above 0"]),
+        ("SERVICE_LIST = []\n[server]\npool_threads = 0", &[":5:", "expected a whole number from 1 to 1024"]),
+        ("SERVICE_LIST = []\n[server]\nlog_files = 101", &[":5:", "log_files", "from 0 to 100"]),
+        ("SERVICE_LIST = []\n[server]\nlog_size = -1", &[":5:", "log_size", "from 0"]),
+        ("SERVICE_LIST = []\n[server]\nhttp_address = 9100", &[":5:", "a whole number", "a text"]),
+        (
+            "SERVICE_LIST = []\n[server]\nhttp_address = \"localhost\"",
+            &[":5:", "\"localhost\"", "127.0.0.1:9100"],
+        ),
+        (
+            "SERVICE_LIST = []\n[server]\nhttp_address = \"[::]:91\"",
+            &[":5:", "[::]:91", "127.0.0.1:91", "proxy"],
+        ),
         ("SERVICE_LIST = []\nCLUSTER_SERVER_LIST = [{ hostname = \"a\" }]", &[":4:", "address"]),
         ("SERVICE_LIST = [", &["not TOML"]),
     ] {

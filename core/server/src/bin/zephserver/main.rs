@@ -1,5 +1,7 @@
-//! The operator's command: asks a running server, or checks settings.
+//! The operator's command: asks a running server, checks settings, or prints the log.
 
+mod log_files;
+mod logs;
 mod past;
 mod show;
 mod table;
@@ -12,11 +14,11 @@ use serde_json::Value;
 use zephserver::client::{ClientError, ask};
 use zephserver::{Error, Settings, exit};
 
-/// Ask a running server, or check settings.
+/// Ask a running server, check settings, or print the log.
 ///
-/// VERB is `check`, or one of the running server's own: status, services, plugins, history, why, start,
-/// disable, restart, reload, apply, call, version, stop, and what its plugins declare; `zephserver help`
-/// lists them all.
+/// VERB is `check`, `logs [-f] [-n LINES] [NAME]`, or one of the running server's own: status, services,
+/// plugins, history, why, start, disable, restart, reload, apply, call, version, stop, and what its plugins
+/// declare; `zephserver help` lists them all.
 #[derive(Parser)]
 #[command(version, disable_help_subcommand = true)]
 struct Arguments {
@@ -38,7 +40,8 @@ fn main() -> ExitCode {
     take_options(&mut arguments);
     let code = match arguments.verb.as_str() {
         "check" => check(&arguments),
-        _ => command(&arguments),
+        "logs" => with_settings(&arguments, |settings| logs::print(settings, &arguments.words)),
+        _ => with_settings(&arguments, |settings| command(&arguments, settings)),
     };
     code.into()
 }
@@ -72,14 +75,17 @@ fn check(arguments: &Arguments) -> u8 {
     }
 }
 
-fn command(arguments: &Arguments) -> u8 {
-    let settings = match Settings::read(&arguments.settings) {
-        Ok(settings) => settings,
+fn with_settings(arguments: &Arguments, verb: impl FnOnce(&Settings) -> u8) -> u8 {
+    match Settings::read(&arguments.settings) {
+        Ok(settings) => verb(&settings),
         Err(faults) => {
             eprintln!("zephserver: {faults}");
-            return exit::USAGE;
+            exit::USAGE
         }
-    };
+    }
+}
+
+fn command(arguments: &Arguments, settings: &Settings) -> u8 {
     let line = std::iter::once(&arguments.verb).chain(&arguments.words).map(String::as_str);
     let line = line.collect::<Vec<_>>().join(" ");
     if line.contains('\n') {
