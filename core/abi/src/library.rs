@@ -62,13 +62,13 @@ impl Library {
         // SAFETY: running a library's constructors is what loading a plugin means; the caller checked
         // its owner and its completeness.
         let library = unsafe { Dl::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
-            .map_err(|error| OpenError::Loader(error.to_string()))?;
+            .map_err(|error| OpenError::Loader(cause(&error)))?;
         copies::count();
         // Once it is mapped it stays mapped, whatever comes: see the type.
         let library = ManuallyDrop::new(library);
         // SAFETY: only the address is taken.
         let symbol = unsafe { library.get::<*const c_void>(crate::ROOT_SYMBOL.to_bytes_with_nul()) }
-            .map_err(|error| OpenError::NoPlugin(error.to_string()))?
+            .map_err(|error| OpenError::NoPlugin(cause(&error)))?
             .into_raw();
         let (base, code_address) = (answered_by(path, symbol)?, symbol as usize);
         let (end, build_id) = truth::image(base).map_or((base, None), |image| (image.end, image.build_id));
@@ -121,6 +121,11 @@ impl Library {
             status => Err(Failure::new(status, String::from_utf8_lossy(&bytes))),
         }
     }
+}
+
+/// What the C library says: the error itself only names the function.
+fn cause(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Where the library of `address` begins in memory, if it is the file at `path`.

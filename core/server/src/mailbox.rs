@@ -90,7 +90,7 @@ impl Mailbox {
         let event = OwnedEvent { epoch: self.epoch.load(Ordering::Relaxed), ..event };
         if queue.events.len() >= CAPACITY {
             drop(queue);
-            self.drop_one();
+            self.lose(&event);
             return false;
         }
         queue.events.push_back(event);
@@ -117,9 +117,11 @@ impl Mailbox {
         event.is_news() || event.epoch == self.epoch.load(Ordering::Relaxed)
     }
 
-    /// Counts an event that nobody could take.
-    pub fn drop_one(&self) {
-        self.dropped.fetch_add(1, Ordering::Relaxed);
+    /// Counts an event that nobody could take. That an instance serves is no news once it does not.
+    pub fn lose(&self, event: &OwnedEvent) {
+        if event.kind != EventKind::Serving {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Events that were lost.

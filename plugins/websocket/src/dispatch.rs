@@ -14,10 +14,11 @@ use zephserver_plugin::contract::room::{JOIN, Join, LEAVE, Leave};
 use zephserver_plugin::contract::session::{GET_USER_SESSION, GetUserSession, Identity, User};
 use zephserver_plugin::{Error, Handle, Result, tracing};
 
-use crate::inbox::{Answer, Inbox, asker, first_cookie};
+use crate::inbox::{Answer, Inbox, Letters, asker, first_cookie};
 use crate::message::{self, Kind, Message};
-use crate::peer::{Open, Peer, Tokens, close, send_error};
+use crate::peer::{Open, Peer, SESSION_OVER, Tokens, close, send_error};
 use crate::settings::Settings;
+use crate::verbs::Errand;
 
 /// An answer that does not come in this time never comes: routers and tasks have shorter deadlines.
 pub const LONGEST: Duration = Duration::from_secs(3600);
@@ -38,9 +39,9 @@ pub struct Services {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Asked {
     /// Who says this hello?
-    Hello { cid: Cid, room: String, id: Option<String>, token: u64 },
+    Hello { cid: Cid, room: String, id: Option<String>, token: u64, revoked: Vec<String> },
     /// Who sent this message, before it is looked at?
-    Again { cid: Cid, text: String, token: u64 },
+    Again { cid: Cid, text: String, token: u64, revoked: Vec<String> },
     /// The answer of a task?
     Task { cid: Cid, task: String, json: String, id: Option<String> },
 }
@@ -60,6 +61,9 @@ pub enum Note {
     Answer(Asked, Answer),
     /// The room service has forgotten it.
     Announce,
+    /// The sessions of this user were revoked.
+    Revoked(String),
+    Errand(Errand),
 }
 
 /// The questions of one loop, as they are carried into the next generation.
@@ -124,7 +128,8 @@ impl Dispatch {
                 open.bad = 0;
                 let token = message.session_id.map_or(0, |token| self.tokens.hash(token));
                 let id = message.id.map(str::to_string);
-                let asked = Asked::Hello { cid: link.cid, room: room.clone(), id, token };
+                let (cid, room, revoked) = (link.cid, room.clone(), Vec::new());
+                let asked = Asked::Hello { cid, room, id, token, revoked };
                 self.ask_session(link, &message, asked);
             }
             Ok(Kind::Task { ref name, ref json, data }) => {
@@ -136,7 +141,8 @@ impl Dispatch {
                 if let Some(token) = message.session_id.map(|token| self.tokens.hash(token))
                     && token != open.token
                 {
-                    let asked = Asked::Again { cid: link.cid, text: text.into(), token };
+                    let (cid, text, revoked) = (link.cid, text.into(), Vec::new());
+                    let asked = Asked::Again { cid, text, token, revoked };
                     return self.ask_session(link, &message, asked);
                 }
                 self.task(link, &message, (name, json), data);
@@ -223,16 +229,16 @@ impl Dispatch {
         }
         let Peer::Open(open) = &mut *link.peer else { return };
         match asked {
-            Asked::Hello { room, id, token, .. } => {
-                if let Err(error) = self.join(link, room, answer, *token) {
+            Asked::Hello { room, id, token, revoked, .. } => {
+                if let Err(error) = self.join(link, room, (answer, revoked), *token) {
                     send_error(link.outbox, &error, None, id.as_deref());
                 }
             }
-            Asked::Again { text, token, .. } => {
+            Asked::Again { text, token, revoked, .. } => {
                 let message = Message::read(text);
                 let Ok(Kind::Task { ref name, ref json, data }) = message.kind else { return };
                 let room = open.joined.as_ref().map(|joined| joined.room.to_string()).unwrap_or_default();
-                match self.join(link, &room, answer, *token) {
+                match self.join(link, &room, (answer, revoked), *token) {
                     Ok(()) => self.task(link, &message, (name, json), data),
                     Err(error) => send_error(link.outbox, &error, Some(name), message.id),
                 }
@@ -249,13 +255,23 @@ impl Dispatch {
 
     /// A peer joins a room as who the session service says it is. A refusal leaves it where and who it
     /// was.
-    fn join(&self, link: &mut Link<'_, Peer>, room: &str, answer: &Answer, token: u64) -> Result<()> {
+    fn join(
+        &self,
+        link: &mut Link<'_, Peer>,
+        room: &str,
+        (answer, revoked): (&Answer, &[String]),
+        token: u64,
+    ) -> Result<()> {
         let answer = answer.as_ref().map_err(Error::clone)?;
         let identity: Option<Identity> = serde_json::from_slice(answer).map_err(|error| {
             Error::internal(format!("{} answered with bad JSON: {error}", self.services.session.path()))
         })?;
         let Peer::Open(open) = &mut *link.peer else { return Ok(()) };
         let user = identity.as_ref().map(|identity| &identity.user);
+        if user.is_some_and(|user| revoked.contains(&user.id)) {
+            // The answer may be older than the revocation.
+            return Err(Error::refused("your session was revoked; log in again"));
+        }
         self.send_join(link.cid, room, user, false)?;
         open.join(room, identity, token);
         if let Some(remaining) = open.remaining() {
@@ -283,15 +299,25 @@ impl Dispatch {
     /// Takes what other threads have put into the inbox.
     pub fn woken(&mut self) -> Vec<(To, Note)> {
         let mut notes = Vec::new();
-        if self.inbox.take_announce() {
+        let Letters { answers, announce, revoked, errands } = self.inbox.take();
+        if announce {
             self.is_room_lost = false;
             notes.push((To::All, Note::Announce));
         }
-        for (cookie, answer) in self.inbox.take() {
+        for user in revoked {
+            for asked in self.asked.values_mut() {
+                if let Asked::Hello { revoked, .. } | Asked::Again { revoked, .. } = asked {
+                    revoked.push(user.clone());
+                }
+            }
+            notes.push((To::All, Note::Revoked(user)));
+        }
+        for (cookie, answer) in answers {
             if let Some(asked) = self.asked.remove(&cookie) {
                 notes.push((To::One(asked.cid()), Note::Answer(asked, answer)));
             }
         }
+        notes.extend(errands.into_iter().map(|errand| (To::All, Note::Errand(errand))));
         notes
     }
 
@@ -300,6 +326,8 @@ impl Dispatch {
         match note {
             Note::Answer(asked, answer) => self.answered(link, asked, answer),
             Note::Announce => self.announce(link),
+            Note::Revoked(user) => revoked(link, user),
+            Note::Errand(errand) => errand.run(link),
         }
     }
 
@@ -312,6 +340,15 @@ impl Dispatch {
             self.is_room_lost = true;
             tracing::warn!("the room service does not take its peers back: {error}");
         }
+    }
+}
+
+/// Closes a peer of this user.
+fn revoked(link: &mut Link<'_, Peer>, user: &str) {
+    let Peer::Open(open) = &*link.peer else { return };
+    if open.user().is_some_and(|known| known.id == user) {
+        send_error(link.outbox, &Error::refused("your session was revoked; log in again"), None, None);
+        close(link, SESSION_OVER, "the session was revoked");
     }
 }
 

@@ -1,10 +1,13 @@
-//! What other threads have for a loop: answers to its questions, and the wish to announce its peers.
+//! What other threads have for a loop: answers to its questions, the wish to announce its peers, whose session
+//! was revoked, and errands of operators.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use zephserver_plugin::Error;
+
+use crate::verbs::Errand;
 
 /// A question's number: which loop asked is in its upper bits, below the SDK's own.
 const LOOP_SHIFT: u32 = 56;
@@ -22,16 +25,22 @@ pub fn asker(cookie: u64) -> usize {
 /// What a service answered.
 pub type Answer = Result<Vec<u8>, Error>;
 
-/// Answers, by the cookie of their question.
+/// What waits for a loop.
 #[derive(Default)]
 pub struct Inbox(Mutex<Letters>);
 
 /// What lies in an inbox.
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Letters {
-    answers: VecDeque<(u64, Answer)>,
+    /// By the cookie of their question.
+    pub answers: VecDeque<(u64, Answer)>,
     /// The room service has forgotten its peers.
-    announce: bool,
+    pub announce: bool,
+    /// Users whose sessions were revoked.
+    pub revoked: Vec<String>,
+    /// Not carried: whoever waits for them hears that, and may ask again.
+    #[serde(skip)]
+    pub errands: Vec<Errand>,
 }
 
 impl Inbox {
@@ -41,7 +50,10 @@ impl Inbox {
 
     /// What lies in it, to be carried.
     pub fn letters(&self) -> Letters {
-        self.lock().clone()
+        // Errands are held by nobody else, so that who waits for them hears when they are done.
+        let inner = self.lock();
+        let (answers, revoked) = (inner.answers.clone(), inner.revoked.clone());
+        Letters { answers, announce: inner.announce, revoked, errands: Vec::new() }
     }
 
     /// Puts in what lay in another.
@@ -49,6 +61,7 @@ impl Inbox {
         let mut inner = self.lock();
         inner.answers.extend(letters.answers);
         inner.announce |= letters.announce;
+        inner.revoked.extend(letters.revoked);
     }
 
     pub fn put(&self, cookie: u64, answer: Answer) {
@@ -59,12 +72,17 @@ impl Inbox {
         self.lock().announce = true;
     }
 
-    pub fn take(&self) -> VecDeque<(u64, Answer)> {
-        std::mem::take(&mut self.lock().answers)
+    pub fn revoke(&self, user: &str) {
+        self.lock().revoked.push(user.into());
     }
 
-    pub fn take_announce(&self) -> bool {
-        std::mem::take(&mut self.lock().announce)
+    pub fn send(&self, errand: Errand) {
+        self.lock().errands.push(errand);
+    }
+
+    /// Empties it.
+    pub fn take(&self) -> Letters {
+        std::mem::take(&mut self.lock())
     }
 }
 

@@ -1,7 +1,8 @@
 //! WebSocket clients: bytes to frames and back. Each file answers one question: [`handshake`] who may
 //! come in, [`codec`] what is a frame, [`message`] what is in it ([`scan`] reads its JSON), [`peer`] what is kept of a connection,
 //! [`sockets`] what its bytes mean, [`dispatch`] what a message means, [`http`] what else is served here,
-//! [`crew`] how the loops keep together, and [`carry`] what passes to the next generation.
+//! [`crew`] how the loops keep together, [`carry`] what passes to the next generation, and [`verbs`] what
+//! operators can do.
 
 mod settings;
 
@@ -17,6 +18,7 @@ mod http;
 mod inbox;
 mod peer;
 mod sockets;
+mod verbs;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -28,9 +30,12 @@ use inbox::Inbox;
 use peer::Tokens;
 use settings::Settings;
 use sockets::Sockets;
+use verbs::Errand;
 use zeph_edge::{Doors, Framing, Limits, Loop, Peers, Waking};
 use zephserver_plugin::contract::event::{Change, SERVICE_CHANGED, ServiceChanged};
+use zephserver_plugin::contract::page::Words;
 use zephserver_plugin::contract::peer::{Delivery, SEND};
+use zephserver_plugin::contract::session::{REVOKED, Revoked};
 use zephserver_plugin::{
     Call, Declare, Error, Event, Host, Imported, Listener, Reply, Result, Service, Start, State, Stop,
     export, tracing,
@@ -65,7 +70,12 @@ struct Common {
 
 impl Service for WebSocket {
     fn declare(declare: Declare) -> Declare {
-        settings::declare(declare).state(carry::VERSION).reports_ready()
+        settings::declare(declare)
+            .state(carry::VERSION)
+            .reports_ready()
+            .verb("peers", "peers/1", "[USER] who is connected; --limit N, --offset N")
+            .verb("sessions", "sessions/1", "[USER] the users who are connected; --limit N, --offset N")
+            .verb("kick", "kick/1", "CID, or --user ID: closes a peer, or all peers of a user")
     }
 
     fn new(start: Start) -> Result<Self> {
@@ -104,6 +114,7 @@ impl Service for WebSocket {
         // Subscriptions and timers are inherited, too.
         if lock(&self.inherited).is_empty() {
             self.host.subscribe(SERVICE_CHANGED)?;
+            self.host.subscribe(REVOKED)?;
             self.host.every(METRICS)?;
         }
         self.open()
@@ -184,6 +195,14 @@ impl Service for WebSocket {
                 let reached = self.common().peers.send(delivery.cids(), &frame);
                 call.reply(&reached.to_le_bytes())
             }
+            "peers/1" => Reply::json(&verbs::peers(Words::read(call.json()?)?, |errand| self.send(errand))?),
+            "sessions/1" => {
+                Reply::json(&verbs::sessions(Words::read(call.json()?)?, |errand| self.send(errand))?)
+            }
+            "kick/1" => {
+                let closed = verbs::kick(&call.json::<Vec<String>>()?, |errand| self.send(errand))?;
+                Reply::json(&serde_json::json!({"closed": closed}))
+            }
             _ => call.unknown_method(),
         }
     }
@@ -202,6 +221,11 @@ impl Service for WebSocket {
                     self.inboxes.iter().for_each(|inbox| inbox.ask_to_announce());
                     self.wake_all();
                 }
+            }
+            Event::Published { name: REVOKED, payload } => {
+                let Revoked { user, .. } = serde_json::from_slice(payload)?;
+                self.inboxes.iter().for_each(|inbox| inbox.revoke(&user));
+                self.wake_all();
             }
             Event::Timer { .. } => self.show_figures()?,
             _ => {}
@@ -274,6 +298,12 @@ impl WebSocket {
                 After::End => return Ok(one.end()?),
             }
         }
+    }
+
+    /// Gives every loop an errand.
+    fn send(&self, errand: Errand) {
+        self.inboxes.iter().for_each(|inbox| inbox.send(errand.clone()));
+        self.wake_all();
     }
 
     fn wake_all(&self) {

@@ -84,6 +84,16 @@ impl Open {
         self.joined = Some(Joined { room: room.into(), user: identity.map(|identity| identity.user) });
     }
 
+    /// Who it is; None: nobody knows.
+    pub fn user(&self) -> Option<&User> {
+        self.joined.as_ref().and_then(|joined| joined.user.as_ref())
+    }
+
+    /// Seconds that it is here.
+    pub fn seconds(&self) -> u64 {
+        since_1970().as_secs().saturating_sub(self.since)
+    }
+
     /// The time until its session ends; None: it does not.
     pub fn remaining(&self) -> Option<Duration> {
         self.expires.map(|expires| Duration::from_secs(expires).saturating_sub(since_1970()))

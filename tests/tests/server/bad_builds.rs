@@ -45,26 +45,26 @@ const BUILDS: &[(&str, &[&str])] = &[
     ("name=two state=1 fail=declare", &["told to panic in declare", "lib.rs:"]),
     (
         "name=two state=1 fail=create",
-        &["create of the new build failed", "told to panic in create", "lib.rs:"],
+        &["create of the new instance failed", "told to panic in create", "lib.rs:"],
     ),
-    ("name=two state=1 fail=import", &["import_state of the new build failed", "told to panic in import"]),
-    ("name=two state=1 fail=init", &["init of the new build failed", "told to panic in init", "lib.rs:"]),
-    ("name=two state=1 fail=main reports=1", &["main of the new build failed", "told to panic in main"]),
+    ("name=two state=1 fail=import", &["import_state of the new instance failed", "told to panic in import"]),
+    ("name=two state=1 fail=init", &["init of the new instance failed", "told to panic in init", "lib.rs:"]),
+    ("name=two state=1 fail=main reports=1", &["main of the new instance failed", "told to panic in main"]),
     ("name=two state=1 hang=create", &["create took longer than 1000 ms"]),
-    ("name=two state=1 hang=import", &["import_state or init of the new build took longer than 500 ms"]),
-    ("name=two state=1 hang=init", &["import_state or init of the new build took longer than 500 ms"]),
-    ("name=two state=1 hang=main reports=1", &["getting ready of the new build took longer than 500 ms"]),
+    ("name=two state=1 hang=import", &["import_state or init of the new instance took longer than 500 ms"]),
+    ("name=two state=1 hang=init", &["import_state or init of the new instance took longer than 500 ms"]),
+    ("name=two state=1 hang=main reports=1", &["getting ready of the new instance took longer than 500 ms"]),
     ("name=two state=3", &["cannot import version 1", "built with SDK", "the old one with"]),
 ];
 
 /// The same for a service without state: nobody is ever held up, and all has `start_timeout`.
 const SWAPS: &[(&str, &[&str])] = &[
-    ("name=two fail=create", &["create of the new build failed", "told to panic in create"]),
-    ("name=two fail=init", &["init of the new build failed", "told to panic in init"]),
-    ("name=two fail=main reports=1", &["main of the new build failed", "told to panic in main"]),
+    ("name=two fail=create", &["create of the new instance failed", "told to panic in create"]),
+    ("name=two fail=init", &["init of the new instance failed", "told to panic in init"]),
+    ("name=two fail=main reports=1", &["main of the new instance failed", "told to panic in main"]),
     ("name=two hang=create", &["create took longer than 1000 ms"]),
-    ("name=two hang=init", &["import_state or init of the new build took longer than 1000 ms"]),
-    ("name=two hang=main reports=1", &["getting ready of the new build took longer than 1000 ms"]),
+    ("name=two hang=init", &["import_state or init of the new instance took longer than 1000 ms"]),
+    ("name=two hang=main reports=1", &["getting ready of the new instance took longer than 1000 ms"]),
 ];
 
 /// Puts bytes into the place of the library.

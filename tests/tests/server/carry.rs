@@ -136,7 +136,7 @@ fn a_generation_that_cannot_take_the_sockets_leaves_them_where_they_are() {
     let before = open_files(&server);
     let error = server.ask("reload websocket").unwrap_err();
     assert!(
-        error.text.contains("import_state of the new build failed")
+        error.text.contains("import_state of the new instance failed")
             && error.text.contains("Too many open files"),
         "{error}"
     );

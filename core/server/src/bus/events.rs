@@ -67,14 +67,14 @@ impl Bus {
         let Some(slot) = self.registry.slot(u64::from(slot)) else { return };
         while let Some(event) = slot.mailbox.pop() {
             if !slot.gate.is_up() && slot.down() == Down::Asleep && event.wakes_nobody() {
-                slot.mailbox.drop_one();
+                slot.mailbox.lose(&event);
                 continue;
             }
             match self.wait_to_enter(slot, None, &CallOptions::WAIT) {
                 Ok(_) if !slot.mailbox.is_wanted(&event) => {}
                 Ok(entry) => self.tell(slot, &entry, &event.lend()),
                 Err(error) => {
-                    slot.mailbox.drop_one();
+                    slot.mailbox.lose(&event);
                     tracing::debug!("{}: an event is lost: {}", slot.name, error.text);
                 }
             }

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use zeph_abi::StopReason;
 use zeph_contract::Error;
 
 use super::Manager;

@@ -293,10 +293,14 @@ impl Container {
     /// Notes whether it is to run, by where it stands now and where it stood `before`.
     pub fn note_wish(&mut self, before: State) {
         self.is_wanted = match self.supervisor.state() {
-            State::Starting | State::Enabled | State::Stopping { again: true } => true,
+            State::Starting | State::Blocked | State::Enabled | State::Stopping { again: true } => true,
             State::Ended | State::Stopping { again: false } => false,
             // Nothing but a stop leads from there to here.
-            State::Available if matches!(before, State::Stopping { .. } | State::Waiting { .. }) => false,
+            State::Available
+                if matches!(before, State::Stopping { .. } | State::Blocked | State::Waiting { .. }) =>
+            {
+                false
+            }
             State::Available | State::Waiting { .. } => self.is_wanted,
         };
     }

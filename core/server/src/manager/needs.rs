@@ -10,7 +10,6 @@ use zeph_contract::Error;
 
 use super::order::{circle, is_meant};
 use super::{Container, Manager};
-use crate::messages::Listed;
 use crate::registry::Down;
 use crate::settings::ServicePath;
 use crate::supervisor::{Event, Needs, State};

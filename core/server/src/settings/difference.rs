@@ -221,7 +221,8 @@ fn own_keys(settings: &Settings) -> Vec<(&'static str, Value, Effect)> {
         service_lines: _,
         foreign: _,
     } = settings;
-    let Limits { call_timeout, gate_timeout, drain_timeout, pool_threads, watch, log_size, log_files } = limits;
+    let Limits { call_timeout, gate_timeout, drain_timeout, pool_threads, watch, log_size, log_files } =
+        limits;
     let path = |path: &std::path::Path| Value::from(path.display().to_string());
     let log_path = log_path.as_deref().map_or_else(|| Value::from(""), path);
     let member = |ClusterNode { hostname, address, port }: &ClusterNode| {

@@ -484,7 +484,8 @@ impl World {
 
     /// The next event: what is due, else any that can happen.
     fn event(&mut self) -> Event {
-        self.now += Duration::from_millis(self.below(4_000));
+        let pause = self.below(4_000);
+        self.now += Duration::from_millis(pause);
         if self.wake.is_some_and(|at| at <= self.now) {
             self.wake = None;
             return Event::Due;

@@ -2,10 +2,13 @@
 
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
+use signal_hook::consts::SIGINT;
+use signal_hook::flag::register_conditional_shutdown;
 use zephserver::{Settings, exit};
 
 use crate::log_files::{Line, Log};
@@ -61,7 +64,9 @@ pub fn print(settings: &Settings, words: &[String]) -> u8 {
 fn show(path: &Path, words: Words) -> io::Result<bool> {
     let Some((log, mut last)) = Log::open(path, words.name, words.lines)? else { return Ok(false) };
     if words.follow {
-        until_interrupted(move || follow(log, last.make_contiguous()))?;
+        // Ctrl-C is the way to end it, and no failure; also where the reader of the pipe has stopped reading.
+        register_conditional_shutdown(SIGINT, exit::OK.into(), Arc::new(AtomicBool::new(true)))?;
+        follow(log, last.make_contiguous())?;
     } else {
         last.extend(log.rest());
         let too_many = last.len().saturating_sub(words.lines);
@@ -85,18 +90,4 @@ fn follow(mut log: Log, last: &[Line]) -> io::Result<()> {
         out.flush()?;
         std::thread::sleep(POLL);
     }
-}
-
-/// Ctrl-C is the way to end it, and no failure; also where the reader of the pipe has stopped reading.
-fn until_interrupted(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(async {
-        let mut interrupted = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            ended = tokio::task::spawn_blocking(work) => ended?,
-            _ = interrupted.recv() => Ok(()),
-        }
-    });
-    runtime.shutdown_background();
-    ended
 }

@@ -1,0 +1,246 @@
+//! What operators want of the edge: who is here, and to be rid of somebody. The loops have the peers: each is
+//! sent an errand, and says what it has found.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use zeph_edge::Link;
+use zephserver_plugin::contract::page::{Page, Shown, Words};
+use zephserver_plugin::contract::peer::{Cid, Digits};
+use zephserver_plugin::contract::session::User;
+use zephserver_plugin::{Error, Result};
+
+use crate::peer::{Open, Peer, close};
+
+/// How long the loops may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// What loops have found, and nobody has collected yet.
+const FOUND: usize = 1024;
+/// The close code of who is shown the door.
+const KICKED: u16 = 4403;
+
+/// What a loop is to do with each of its peers.
+#[derive(Clone)]
+pub struct Errand {
+    who: Who,
+    deed: Deed,
+    found: SyncSender<Found>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Deed {
+    Look,
+    Close,
+}
+
+/// Whom it is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Who {
+    All,
+    Cid(Cid),
+    /// The id of a user.
+    User(String),
+}
+
+/// A peer that an errand is about.
+pub struct Found {
+    cid: Cid,
+    address: String,
+    /// Seconds that it is here.
+    seconds: u64,
+    room: Option<String>,
+    user: Option<User>,
+}
+
+impl Who {
+    fn is(&self, cid: Cid, open: &Open) -> bool {
+        match self {
+            Self::All => true,
+            Self::Cid(known) => *known == cid,
+            Self::User(id) => open.user().is_some_and(|user| user.id == *id),
+        }
+    }
+}
+
+impl Errand {
+    /// Does it with one peer.
+    pub fn run(&self, link: &mut Link<'_, Peer>) {
+        let address = link.address().map_or_else(|_| "-".into(), |address| address.to_string());
+        let Peer::Open(open) = &*link.peer else { return };
+        if !self.who.is(link.cid, open) {
+            return;
+        }
+        let room = open.joined.as_ref().map(|joined| joined.room.to_string());
+        let (cid, seconds, user) = (link.cid, open.seconds(), open.user().cloned());
+        // Whoever asked may not wait any more: then the rest is done all the same.
+        let _ = self.found.send(Found { cid, address, seconds, room, user });
+        if self.deed == Deed::Close {
+            close(link, KICKED, "closed by the operator");
+        }
+    }
+}
+
+/// Has `send` give every loop an errand, and collects what they find.
+fn collect(who: Who, deed: Deed, send: impl FnOnce(Errand)) -> Result<Vec<Found>> {
+    let (found, collected) = sync_channel(FOUND);
+    send(Errand { who, deed, found });
+    let deadline = Instant::now() + PATIENCE;
+    let mut all = Vec::new();
+    loop {
+        match collected.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(one) => all.push(one),
+            // Every loop is done with it.
+            Err(RecvTimeoutError::Disconnected) => return Ok(all),
+            Err(RecvTimeoutError::Timeout) => {
+                let text = format!("a loop did not look through its peers in {} s", PATIENCE.as_secs());
+                return Err(Error::timeout(text));
+            }
+        }
+    }
+}
+
+/// Some of the peers, in the order of their cids: those that came first are first.
+#[derive(Serialize)]
+pub struct Peers {
+    peers: Vec<PeerRow>,
+    #[serde(flatten)]
+    shown: Shown,
+}
+
+#[derive(Serialize)]
+struct PeerRow {
+    cid: Digits,
+    address: String,
+    seconds: u64,
+    room: Option<String>,
+    user: Option<String>,
+    username: Option<String>,
+}
+
+/// Some of the users who are here, by id.
+#[derive(Serialize)]
+pub struct Sessions {
+    sessions: Vec<SessionRow>,
+    /// Peers without a user.
+    anonymous: usize,
+    #[serde(flatten)]
+    shown: Shown,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct SessionRow {
+    user: String,
+    username: String,
+    peers: usize,
+    /// Seconds that the first of them is here.
+    seconds: u64,
+}
+
+/// `peers [USER]`
+pub fn peers(words: Words, send: impl FnOnce(Errand)) -> Result<Peers> {
+    let mut found = collect(words.name.map_or(Who::All, Who::User), Deed::Look, send)?;
+    found.sort_unstable_by_key(|one| one.cid);
+    let total = found.len();
+    let row = |one: Found| {
+        let (user, username) = one.user.map(|user| (user.id, user.username)).unzip();
+        let Found { cid, address, seconds, room, .. } = one;
+        PeerRow { cid: Digits(cid), address, seconds, room, user, username }
+    };
+    Ok(Peers { peers: words.page.of(found).map(row).collect(), shown: words.page.shown(total) })
+}
+
+/// `sessions [USER]`
+pub fn sessions(words: Words, send: impl FnOnce(Errand)) -> Result<Sessions> {
+    let found = collect(words.name.map_or(Who::All, Who::User), Deed::Look, send)?;
+    Ok(by_user(found, words.page))
+}
+
+fn by_user(found: Vec<Found>, page: Page) -> Sessions {
+    let mut users: BTreeMap<String, SessionRow> = BTreeMap::new();
+    let mut anonymous = 0;
+    for Found { user, seconds, .. } in found {
+        let Some(User { id, username }) = user else {
+            anonymous += 1;
+            continue;
+        };
+        let new = || SessionRow { user: id.clone(), username, peers: 0, seconds: 0 };
+        let row = users.entry(id.clone()).or_insert_with(new);
+        row.peers += 1;
+        row.seconds = row.seconds.max(seconds);
+    }
+    let total = users.len();
+    Sessions { sessions: page.of(users.into_values()).collect(), anonymous, shown: page.shown(total) }
+}
+
+/// `kick CID`, `kick --user ID`: how many were closed.
+pub fn kick(words: &[String], send: impl FnOnce(Errand)) -> Result<usize> {
+    let who = match words {
+        [option, id] if option == "--user" => Who::User(id.clone()),
+        [cid] if !cid.starts_with("--") => Who::Cid(cid.parse::<Digits>()?.0),
+        _ => return Err(Error::invalid("usage: kick CID, or kick --user ID; `peers` lists both")),
+    };
+    match collect(who, Deed::Close, send)?.len() {
+        0 => Err(Error::not_found("no such peer is here; `peers` lists who is")),
+        count => Ok(count),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(cid: Cid, user: Option<&str>) -> Found {
+        let user = user.map(|id| User { id: id.into(), username: format!("name of {id}") });
+        Found { cid, address: "127.0.0.1:1".into(), seconds: cid, room: None, user }
+    }
+
+    fn words(name: Option<&str>, page: Page) -> Words {
+        Words { name: name.map(Into::into), page }
+    }
+
+    const ALL: Page = Page { offset: 0, limit: 100 };
+
+    #[test]
+    fn peers_come_in_pages_in_the_order_they_came() {
+        let send = |errand: Errand| {
+            for cid in [3, 1, 2] {
+                errand.found.send(found(cid, Some("a"))).unwrap();
+            }
+        };
+        let page = Page { offset: 1, limit: 1 };
+        let listed = serde_json::to_value(peers(words(None, page), send).unwrap()).unwrap();
+        assert_eq!((&listed["peers"][0]["cid"], &listed["total"]), (&"2".into(), &3.into()));
+        assert_eq!(listed["next_offset"], 2);
+    }
+
+    #[test]
+    fn users_are_counted_with_their_peers() {
+        let all = vec![found(5, Some("b")), found(7, None), found(9, Some("b")), found(1, Some("a"))];
+        let Sessions { sessions, anonymous, shown } = by_user(all, ALL);
+        assert_eq!((anonymous, shown.total), (1, 2));
+        let shown: Vec<_> = sessions.iter().map(|row| (row.user.as_str(), row.peers, row.seconds)).collect();
+        assert_eq!(shown, [("a", 1, 1), ("b", 2, 9)]);
+    }
+
+    #[test]
+    fn a_kick_names_one_peer_or_one_user() {
+        let list = |words: &[&str]| words.iter().map(|word| word.to_string()).collect::<Vec<_>>();
+        let sent = |expected: Who| {
+            move |errand: Errand| {
+                assert_eq!(errand.who, expected);
+                errand.found.send(found(1, None)).unwrap();
+            }
+        };
+        assert_eq!(kick(&list(&["17"]), sent(Who::Cid(17))).unwrap(), 1);
+        assert_eq!(kick(&list(&["--user", "7"]), sent(Who::User("7".into()))).unwrap(), 1);
+        assert_eq!(kick(&list(&["17"]), drop).unwrap_err().code.name(), "not_found");
+        for wrong in [list(&[]), list(&["--user"]), list(&["a", "b"]), list(&["Ann"])] {
+            assert_eq!(
+                kick(&wrong, |_| panic!("nobody is to be closed")).unwrap_err().code.name(),
+                "invalid"
+            );
+        }
+    }
+}
