@@ -12,6 +12,9 @@ pub struct ServiceChanged {
     pub service: String,
     /// Which load of its library serves (or served).
     pub generation: u32,
+    /// Which instance of the service serves (or served): they are counted from 1.
+    #[serde(default)]
+    pub instance: u32,
     /// What happened.
     pub change: Change,
 }

@@ -22,6 +22,10 @@ pub struct Join {
     pub cid: Cid,
     /// Path of the edge service that has it.
     pub edge: String,
+    /// Which instance of the edge tells it. When an instance goes down, the peers that it or one before it
+    /// told of are gone; those of a later one are not, however late the news of it comes.
+    #[serde(default)]
+    pub instance: u32,
     /// The room's name.
     pub room: String,
     /// Who it is; None: anonymous.

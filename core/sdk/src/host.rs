@@ -42,6 +42,11 @@ impl Host {
         &self.own.name
     }
 
+    /// Which instance of its name this is: they are counted from 1.
+    pub fn instance(&self) -> u32 {
+        self.id.serial()
+    }
+
     /// A handle on the service of a path. It need not live yet; the handle survives its restarts and reloads.
     pub fn service(&self, path: &str) -> Handle {
         Handle { host: self.clone(), path: path.into(), number: OnceLock::new(), behalf: 0 }

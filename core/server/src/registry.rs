@@ -25,6 +25,8 @@ pub struct Slot {
     pub mailbox: Mailbox,
     /// Which load of its library serves; 0: none.
     pub generation: AtomicU32,
+    /// Serial of the instance that serves, or did last.
+    pub instance: AtomicU32,
     serials: AtomicU32,
     /// Instances up to this serial were told to stop.
     pub stopping: AtomicU32,
@@ -80,6 +82,7 @@ impl Registry {
             gate: Gate::new(),
             mailbox: Mailbox::default(),
             generation: AtomicU32::new(0),
+            instance: AtomicU32::new(0),
             serials: AtomicU32::new(0),
             stopping: AtomicU32::new(0),
             slow_calls: AtomicU64::new(0),

@@ -60,6 +60,14 @@ impl Subscriptions {
         self.retain(|subscriber| subscriber.token != token)
     }
 
+    /// An instance has taken over what those before it had: all of a slot's are its own.
+    pub fn inherit(&self, slot: u32, serial: u32) {
+        for subscriber in self.by_event().values_mut().flatten().filter(|subscriber| subscriber.slot == slot)
+        {
+            subscriber.serials = vec![serial];
+        }
+    }
+
     /// Ends the subscriptions of a slot that other instances than this one made.
     pub fn keep_only(&self, slot: u32, serial: u32) {
         self.retain(|subscriber| {

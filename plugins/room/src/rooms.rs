@@ -35,6 +35,8 @@ pub struct Rooms {
 struct Member {
     room: Arc<str>,
     edge: u32,
+    /// Which instance of the edge has told of it.
+    instance: u32,
     user: Option<Arc<User>>,
 }
 
@@ -69,7 +71,7 @@ struct Frame<'a, D: Serialize> {
 impl Rooms {
     /// A peer comes into a room; out of the one it is in, if it is in another.
     pub fn join(&mut self, join: Join, now: Instant) -> Vec<Notice> {
-        let Join { cid, edge, room, user, again } = join;
+        let Join { cid, edge, instance, room, user, again } = join;
         let stays = |member: &Member| *member.room == *room && member.user.as_deref() == user.as_ref();
         if self.members.get(&cid).is_some_and(stays) {
             return Vec::new();
@@ -82,7 +84,7 @@ impl Rooms {
         };
         let user = user.map(Arc::new);
         self.rooms.entry(room.clone()).or_default().members.push((cid, edge));
-        self.members.insert(cid, Member { room: room.clone(), edge, user: user.clone() });
+        self.members.insert(cid, Member { room: room.clone(), edge, instance, user: user.clone() });
         if again {
             return notices;
         }
@@ -106,22 +108,23 @@ impl Rooms {
         left.into_iter().chain(self.list(&name, now)).collect()
     }
 
-    /// All peers of an edge are gone.
-    pub fn lose_edge(&mut self, edge: &str, now: Instant) -> Vec<Notice> {
+    /// All peers of an edge are gone that this instance of it had: those that it, or one before it, has told of.
+    pub fn lose_edge(&mut self, edge: &str, instance: u32, now: Instant) -> Vec<Notice> {
         let Some(place) = self.edges.iter().position(|known| known == edge) else { return Vec::new() };
         let place = place as u32;
         // First all are gone, then those who stay are told: nobody tells the lost of the lost.
         let mut left: BTreeMap<Arc<str>, Vec<Arc<User>>> = BTreeMap::new();
         self.members.retain(|_, member| {
-            if member.edge == place {
+            let is_lost = member.edge == place && member.instance <= instance;
+            if is_lost {
                 left.entry(member.room.clone()).or_default().extend(member.user.take());
             }
-            member.edge != place
+            !is_lost
         });
         let mut notices = Vec::new();
         for (name, users) in left {
             let Some(room) = self.rooms.get_mut(&name) else { continue };
-            room.members.retain(|(_, edge)| *edge != place);
+            room.members.retain(|(cid, _)| self.members.contains_key(cid));
             if room.members.is_empty() {
                 self.rooms.remove(&name);
                 continue;
@@ -239,6 +242,8 @@ pub struct Snapshot {
 struct Known {
     room: String,
     edge: String,
+    #[serde(default)]
+    instance: u32,
     user: Option<User>,
 }
 
@@ -246,7 +251,8 @@ impl Rooms {
     pub fn snapshot(&self) -> Snapshot {
         let known = |(cid, member): (&Cid, &Member)| {
             let edge = self.edges[member.edge as usize].clone();
-            (*cid, Known { room: member.room.to_string(), edge, user: member.user.as_deref().cloned() })
+            let (room, instance) = (member.room.to_string(), member.instance);
+            (*cid, Known { room, edge, instance, user: member.user.as_deref().cloned() })
         };
         let cids = |(name, room): (&Arc<str>, &Room)| {
             (name.to_string(), room.members.iter().map(|(cid, _)| *cid).collect())
@@ -263,8 +269,8 @@ impl Rooms {
         let Snapshot { mut members, rooms: names, late } = snapshot;
         for (name, cids) in names {
             for cid in cids {
-                if let Some(Known { room, edge, user }) = members.remove(&cid) {
-                    rooms.join(Join { cid, edge, room, user, again: true }, now);
+                if let Some(Known { room, edge, instance, user }) = members.remove(&cid) {
+                    rooms.join(Join { cid, edge, instance, room, user, again: true }, now);
                 }
             }
             debug_assert!(rooms.rooms.contains_key(name.as_str()));
@@ -286,7 +292,7 @@ mod tests {
 
     fn join(cid: Cid, room: &str, name: Option<&str>) -> Join {
         let user = name.map(|name| User { id: format!("id-{name}"), username: name.into() });
-        Join { cid, edge: "e/E".into(), room: room.into(), user, again: false }
+        Join { cid, edge: "e/E".into(), instance: 1, room: room.into(), user, again: false }
     }
 
     /// A time after which every list is sent at once.
@@ -372,9 +378,22 @@ mod tests {
         let start = Instant::now();
         rooms.join(join(1, "a", None), later(start, 11));
         rooms.join(Join { edge: "other/E".into(), ..join(2, "a", None) }, later(start, 90));
-        let notices = rooms.lose_edge("e/E", later(start, 99));
+        let notices = rooms.lose_edge("e/E", 1, later(start, 99));
         assert_eq!(frames(&notices), [(vec![2], r#"{"msgtype":"user_list","data":[]}"#)]);
         assert_eq!(rooms.at(&Address::All).values().flatten().count(), 1);
+    }
+
+    #[test]
+    fn peers_of_a_later_instance_stay_when_the_news_comes_late() {
+        let mut rooms = Rooms::default();
+        let start = Instant::now();
+        rooms.join(join(1, "a", None), later(start, 1));
+        rooms.join(Join { instance: 2, ..join(2, "a", None) }, later(start, 20));
+        let notices = rooms.lose_edge("e/E", 1, later(start, 40));
+        assert_eq!(frames(&notices), [(vec![2], r#"{"msgtype":"user_list","data":[]}"#)]);
+        assert_eq!(rooms.at(&Address::Room("a")).values().flatten().count(), 1);
+        assert_eq!(rooms.lose_edge("e/E", 2, later(start, 60)), []);
+        assert!(rooms.rooms.is_empty() && rooms.members.is_empty());
     }
 
     #[test]

@@ -31,8 +31,8 @@ pub struct Services {
     pub session: Handle,
     pub room: Handle,
     pub router: Handle,
-    /// The edge's own path, by which the room reaches it.
-    pub own: String,
+    /// The edge's own path, by which the room reaches it, and which instance of it this is.
+    pub own: (String, u32),
 }
 
 /// A question that is under way.
@@ -282,8 +282,8 @@ impl Dispatch {
     }
 
     fn send_join(&self, cid: Cid, room: &str, user: Option<&User>, again: bool) -> Result<()> {
-        let edge = self.services.own.clone();
-        let join = Join { cid, edge, room: room.into(), user: user.cloned(), again };
+        let (edge, instance) = self.services.own.clone();
+        let join = Join { cid, edge, instance, room: room.into(), user: user.cloned(), again };
         self.services.room.call_json(JOIN, &join)
     }
 

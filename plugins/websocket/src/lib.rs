@@ -86,7 +86,7 @@ impl Service for WebSocket {
             session: service("session")?,
             room: service("room")?,
             router: service("router")?,
-            own: start.name().into(),
+            own: (start.name().into(), host.instance()),
         };
         let inboxes = (0..settings.threads).map(|_| Arc::default()).collect();
         Ok(Self {
@@ -111,10 +111,10 @@ impl Service for WebSocket {
     }
 
     fn init(&self) -> Result<()> {
-        // Subscriptions and timers are inherited, too.
+        self.host.subscribe(SERVICE_CHANGED)?;
+        self.host.subscribe(REVOKED)?;
         if lock(&self.inherited).is_empty() {
-            self.host.subscribe(SERVICE_CHANGED)?;
-            self.host.subscribe(REVOKED)?;
+            // Else the timer is inherited, too.
             self.host.every(METRICS)?;
         }
         self.open()

@@ -28,6 +28,7 @@ mod reload;
 
 mod chat;
 mod client;
+mod crash;
 mod drop_in;
 mod hostile;
 mod protocol;

@@ -18,6 +18,7 @@ mod whole;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -293,8 +294,9 @@ impl Manager {
 
     fn tell_change(&self, slot: u32, change: Change) {
         let Some(slot) = self.bus.registry.slot(u64::from(slot)) else { return };
-        let generation = slot.generation.load(std::sync::atomic::Ordering::Relaxed);
-        let event = ServiceChanged { service: slot.name.clone(), generation, change };
+        let generation = slot.generation.load(Ordering::Relaxed);
+        let instance = slot.instance.load(Ordering::Relaxed);
+        let event = ServiceChanged { service: slot.name.clone(), generation, instance, change };
         if let Ok(payload) = serde_json::to_vec(&event) {
             self.bus.publish(SERVICE_CHANGED, &payload);
         }

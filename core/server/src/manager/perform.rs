@@ -1,5 +1,7 @@
 //! What the supervisor wants done. Each action is a few steps, and none waits.
 
+use std::sync::atomic::Ordering;
+
 use zeph_abi::{EventKind, ServiceId, StopReason};
 use zeph_contract::Error;
 use zeph_contract::event::Change;
@@ -81,7 +83,8 @@ impl Manager {
         life.seat = Some(seat);
         self.bus.subscriptions.keep_only(slot, serial);
         self.bus.clock.keep_only(slot, serial);
-        place.generation.store(life.generation, std::sync::atomic::Ordering::Relaxed);
+        place.generation.store(life.generation, Ordering::Relaxed);
+        place.instance.store(serial, Ordering::Relaxed);
         place.gate.admit(seat);
         self.bus.mail(slot, &zeph_abi::Event::new(EventKind::Serving));
         let (name, generation) = (&place.name, life.generation);
@@ -126,7 +129,7 @@ impl Manager {
     pub(super) fn mark_stopping(&self, id: ServiceId) {
         let slot = id.slot().and_then(|slot| self.bus.registry.slot(u64::from(slot)));
         if let Some(slot) = slot {
-            slot.stopping.fetch_max(id.serial(), std::sync::atomic::Ordering::Relaxed);
+            slot.stopping.fetch_max(id.serial(), Ordering::Relaxed);
         }
     }
 

@@ -185,11 +185,14 @@ impl Manager {
         // What happened to the old instance meanwhile does not concern the new one; a wish to stop does.
         container.postponed.retain(|event| matches!(event, Event::Stop | Event::Start));
         container.supervisor.adapt(container.settings.options.clone());
-        if !inherits {
+        if inherits {
+            self.bus.subscriptions.inherit(slot, id.serial());
+        } else {
             self.bus.subscriptions.keep_only(slot, id.serial());
             self.bus.clock.keep_only(slot, id.serial());
         }
         place.generation.store(loaded.generation, Ordering::Relaxed);
+        place.instance.store(id.serial(), Ordering::Relaxed);
         place.gate.admit(seat);
         self.bus.mail(slot, &zeph_abi::Event::new(EventKind::Serving));
         tracing::info!("{}: generation {} serves", place.name, loaded.generation);

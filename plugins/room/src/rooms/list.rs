@@ -118,7 +118,7 @@ mod tests {
             (Cid::MAX, "a", user("Bob")),
             (5, "c", None),
         ] {
-            let join = Join { cid, edge: "e/E".into(), room: room.into(), user, again: true };
+            let join = Join { cid, edge: "e/E".into(), instance: 1, room: room.into(), user, again: true };
             rooms.join(join, Instant::now());
         }
         rooms
@@ -189,7 +189,7 @@ mod tests {
         let mut rooms = Rooms::default();
         for cid in 0..10_000 {
             let room = format!("room-{cid:05}");
-            let join = Join { cid, edge: "e/E".into(), room, user: None, again: true };
+            let join = Join { cid, edge: "e/E".into(), instance: 1, room, user: None, again: true };
             rooms.join(join, Instant::now());
         }
         let list = listed(&rooms, Page { offset: 9_900, limit: 100 });

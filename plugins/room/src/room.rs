@@ -1,0 +1,274 @@
+//! The room service: what it is told and asked, and how it tells.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use zephserver_plugin::contract::event::{Change, SERVICE_CHANGED, ServiceChanged};
+use zephserver_plugin::contract::page::Words;
+use zephserver_plugin::contract::peer::{Cid, Delivery, SEND as EDGE_SEND};
+use zephserver_plugin::contract::room::{Address, JOIN, Join, LEAVE, Leave, Letter, Push, SEND};
+use zephserver_plugin::contract::wire::Reader;
+use zephserver_plugin::{
+    Call, Declare, Error, Event, Handle, Host, Imported, Reply, Result, Service, Start, State, tracing,
+};
+
+use crate::access::Access;
+use crate::rooms::{Notice, RoomList, Rooms};
+
+/// Notices that wait to be told, and how long a further one waits for its place.
+const OUTGOING: usize = 1024;
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// A timer that is so late will not come.
+const OVERDUE: Duration = Duration::from_secs(1);
+/// The longest name of a room, in bytes.
+const LONGEST_NAME: usize = 1024;
+
+pub struct Room {
+    host: Host,
+    access: Access,
+    told: Mutex<Told>,
+    /// There is room for notices again.
+    progress: Condvar,
+    edges: Mutex<HashMap<String, Handle>>,
+}
+
+/// Who is where, and what is not told yet. Under one lock, so that notices go out in the order of what
+/// they tell.
+#[derive(Default)]
+struct Told {
+    rooms: Rooms,
+    outgoing: VecDeque<Notice>,
+    /// A thread is at it, and takes what comes meanwhile with it.
+    is_telling: bool,
+    /// The timer for the next list, and when that is.
+    timer: Option<(u64, Instant)>,
+}
+
+impl Service for Room {
+    fn declare(declare: Declare) -> Declare {
+        declare
+            .setting(
+                "access",
+                serde_json::json!({}),
+                "room, or its beginning and `*` → \"anyone\", \"authenticated\", \"nobody\" or user ids",
+            )
+            .verb("rooms", "rooms/1", "[NAME] [--limit N] [--offset N] the rooms, or who is in one")
+            .state(1)
+    }
+
+    fn new(start: Start) -> Result<Self> {
+        let access = Access::new(start.setting("access")?)?;
+        Ok(Self {
+            host: start.host(),
+            access,
+            told: Mutex::default(),
+            progress: Condvar::new(),
+            edges: Mutex::default(),
+        })
+    }
+
+    fn call(&self, call: Call<'_>) -> Result<Reply> {
+        match call.method() {
+            SEND => {
+                let reached = self.send(&Push::decode(call.payload())?)?;
+                call.reply(&reached.to_le_bytes())
+            }
+            JOIN => {
+                let join: Join = call.json()?;
+                if join.room.is_empty() || join.room.len() > LONGEST_NAME {
+                    return Err(Error::invalid(format!("a room's name has 1 to {LONGEST_NAME} bytes")));
+                }
+                if !join.again {
+                    self.access.check(&join.room, join.user.as_ref())?;
+                }
+                self.change(|rooms, now| rooms.join(join, now));
+                Reply::empty()
+            }
+            LEAVE => {
+                let leave: Leave = call.json()?;
+                self.change(|rooms, now| rooms.leave(leave.cid, now));
+                Reply::empty()
+            }
+            "rooms/1" => self.list(Words::read(call.json()?)?),
+            "send_to_room/1" => self.send_letter(&call, |address| matches!(address, Address::Room(_))),
+            "send_to_users/1" => self.send_letter(&call, |address| matches!(address, Address::Users(_))),
+            "send_to_all/1" => self.send_letter(&call, |address| matches!(address, Address::All)),
+            "send_to_cid/1" => self.send_letter(&call, |address| matches!(address, Address::Cid(_))),
+            _ => call.unknown_method(),
+        }
+    }
+
+    fn init(&self) -> Result<()> {
+        self.host.subscribe(SERVICE_CHANGED)?;
+        // Lists that the build before owed.
+        self.change(|_, _| Vec::new());
+        Ok(())
+    }
+
+    fn event(&self, event: Event<'_>) -> Result<()> {
+        match event {
+            // An edge that went down has lost its peers.
+            Event::Published { name: SERVICE_CHANGED, payload } => {
+                let changed: ServiceChanged = serde_json::from_slice(payload)?;
+                if changed.change == Change::Down {
+                    let ServiceChanged { service, instance, .. } = &changed;
+                    self.change(|rooms, now| rooms.lose_edge(service, *instance, now));
+                }
+            }
+            Event::Timer { .. } => {
+                self.told().timer = None;
+                self.change(|rooms, now| rooms.lists_due(now));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn export_state(&self) -> Result<State> {
+        State::json(&self.told().rooms.snapshot())
+    }
+
+    fn import_state(&self, state: Imported<'_>) -> Result<()> {
+        self.told().rooms = Rooms::restore(state.json()?, Instant::now());
+        Ok(())
+    }
+}
+
+impl Room {
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn edge(&self, path: &str) -> Handle {
+        let mut edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner);
+        match edges.get(path) {
+            Some(edge) => edge.clone(),
+            None => edges.entry(path.into()).or_insert(self.host.service(path)).clone(),
+        }
+    }
+
+    /// Changes who is where, and tells the members.
+    fn change(&self, change: impl FnOnce(&mut Rooms, Instant) -> Vec<Notice>) {
+        let mut told = self.told();
+        if told.outgoing.len() >= OUTGOING {
+            // Whoever tells is behind: who makes notices waits for it, not the memory.
+            let is_behind = |told: &mut Told| told.outgoing.len() >= OUTGOING && told.is_telling;
+            let waited = self.progress.wait_timeout_while(told, LONGEST_WAIT, is_behind);
+            told = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let now = Instant::now();
+        let notices = change(&mut told.rooms, now);
+        told.outgoing.extend(notices);
+        self.arm(&mut told, now);
+        if !std::mem::replace(&mut told.is_telling, true) {
+            drop(told);
+            self.tell();
+        }
+    }
+
+    /// A timer for the next list that is late.
+    fn arm(&self, told: &mut Told, now: Instant) {
+        let Some(at) = told.rooms.next_list() else { return };
+        // One that is long overdue was lost.
+        if told.timer.is_some_and(|(_, due)| due <= at && due + OVERDUE > now) {
+            return;
+        }
+        match self.host.after(at.saturating_duration_since(now)) {
+            Ok(token) => {
+                if let Some((before, _)) = told.timer.replace((token, at)) {
+                    // Due already, perhaps: then it finds nothing to do.
+                    let _ = self.host.cancel(before);
+                }
+            }
+            Err(error) => tracing::warn!("a list of users will be late: {error}"),
+        }
+    }
+
+    /// Delivers notices in their order until there are none. An edge that cannot take one tells of its
+    /// peers again when it is back.
+    fn tell(&self) {
+        let telling = Telling(self);
+        loop {
+            let Some(notice) = ({
+                let mut told = self.told();
+                let notice = told.outgoing.pop_front();
+                told.is_telling = notice.is_some();
+                if told.outgoing.len() + 1 == OUTGOING || notice.is_none() {
+                    self.progress.notify_all();
+                }
+                notice
+            }) else {
+                return std::mem::forget(telling);
+            };
+            for (edge, cids) in &notice.to {
+                if let Err(error) = self.deliver(edge, &notice.frame, cids) {
+                    tracing::warn!("a notice did not reach {edge}: {error}");
+                }
+            }
+        }
+    }
+
+    /// The rooms, or the members of one. The lock is held to collect, not to sort and count.
+    fn list(&self, asked: Words) -> Result<Reply> {
+        let Words { name, page } = asked;
+        let Some(name) = name else {
+            let names = self.told().rooms.names();
+            return Reply::json(&RoomList::new(names, page, |name| self.told().rooms.crowd(name)));
+        };
+        let members = self.told().rooms.members(&name, page);
+        let missing =
+            || Error::not_found(format!("nobody is in room `{name}`; `zephserver rooms` lists all"));
+        Reply::json(&members.ok_or_else(missing)?)
+    }
+
+    fn send_letter(&self, call: &Call<'_>, is_right: impl Fn(&Address<'_>) -> bool) -> Result<Reply> {
+        let letter: Letter = call.json()?;
+        let push = letter.push()?;
+        if !is_right(&push.address) {
+            return Err(Error::invalid(format!(
+                "{} takes the address that it is named after",
+                call.method()
+            )));
+        }
+        Reply::json(&self.send(&push)?)
+    }
+
+    /// Encodes once, and hands the frame to each edge with the cids that it has.
+    fn send(&self, push: &Push<'_>) -> Result<u64> {
+        let by_edge = self.told().rooms.at(&push.address);
+        if by_edge.is_empty() {
+            return Ok(0);
+        }
+        let mut frame = Vec::with_capacity(push.task.len() + push.data.len() + 24);
+        frame.extend_from_slice(b"{\"task\":");
+        serde_json::to_writer(&mut frame, push.task)?;
+        frame.extend_from_slice(b",\"data\":");
+        frame.extend_from_slice(push.data);
+        frame.push(b'}');
+        let reached = by_edge.iter().map(|(edge, cids)| {
+            // An edge that cannot take it does not keep it from the others.
+            self.deliver(edge, &frame, cids).unwrap_or_else(|error| {
+                tracing::warn!("a push did not reach {edge}: {error}");
+                0
+            })
+        });
+        Ok(reached.sum())
+    }
+
+    fn deliver(&self, edge: &str, frame: &[u8], cids: &[Cid]) -> Result<u64> {
+        let mut payload = Vec::new();
+        Delivery::encode(&mut payload, frame, cids.iter().copied());
+        let reached = self.edge(edge).call(EDGE_SEND, &payload)?;
+        Reader(&reached).u64()
+    }
+}
+
+/// A thread that tells, and panics, leaves it to the next.
+struct Telling<'a>(&'a Room);
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        self.0.told().is_telling = false;
+    }
+}
