@@ -14,7 +14,8 @@
 //!
 //! Reading order: `server` is the life of the whole; [`settings`] and `inventory` say what is to
 //! live; `manager` owns what lives and asks `supervisor` what to do; `loader` and `reload` bring
-//! in code; `bus` carries calls and events, with `registry`, `pending`, `pool`, `clock`, `mailbox`,
+//! in code, `copies` and `pins` keep what was there before;
+//! `bus` carries calls and events, with `registry`, `pending`, `pool`, `clock`, `mailbox`,
 //! `subscriptions` and `frames` as its parts; `host` is the plugins' way in, `control` the operator's.
 
 #![forbid(unsafe_code)]
@@ -33,7 +34,9 @@ mod manager;
 mod messages;
 mod supervisor;
 
+mod copies;
 mod loader;
+mod pins;
 mod reload;
 mod watch;
 

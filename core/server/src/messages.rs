@@ -118,14 +118,20 @@ impl Ticket {
 
 /// The steps of a reload that only the manager can do.
 pub enum Replacing {
-    /// Which services of this library run?
-    Begin { library: String, ticket: Sender<Result<Standing, Error>> },
-    /// Leave these alone from now on: they are all of the library that run.
-    Hold { library: String, ids: Vec<ServiceId>, ticket: Sender<Result<(), Error>> },
+    /// Which services of this library run, but for those of a generation?
+    Begin { library: String, but: Option<u32>, ticket: Sender<Result<Standing, Error>> },
+    /// Leave these alone from now on: they are all of the library that run, but for those of the generation
+    /// that is to serve.
+    Hold { library: String, but: u32, ids: Vec<ServiceId>, ticket: Sender<Result<(), Error>> },
     /// Send me what this new instance tells.
     Candidate { id: ServiceId, events: Sender<life::Event> },
     /// The new instances serve from now on. They come back where they must not.
-    Commit { loaded: Arc<Loaded>, candidates: Vec<Candidate>, ticket: Sender<Result<(), Vec<Candidate>>> },
+    Commit {
+        loaded: Arc<Loaded>,
+        candidates: Vec<Candidate>,
+        way: Way,
+        ticket: Sender<Result<(), Vec<Candidate>>>,
+    },
     /// Nothing has changed; the file (its hash) is not to be tried again for this reason.
     Abort { library: String, refused: Option<(String, String)> },
     /// The file is what runs already: whatever was refused before is gone from there.
@@ -134,9 +140,23 @@ pub enum Replacing {
     Forget { id: ServiceId },
 }
 
+/// Where a commit leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To the file that was dropped in. Where its content is new, it is watched for a while.
+    Forward,
+    /// To a build that was kept, since an operator wants it.
+    Back,
+    /// To the build that new instances are made of again since the newer one failed.
+    Follow,
+}
+
 /// How a library stands when its reload begins.
 pub struct Standing {
+    /// What new instances are made of.
     pub loaded: Arc<Loaded>,
+    /// The highest generation so far.
+    pub newest: u32,
     pub subjects: Vec<Subject>,
     /// Hash and reason of the newest file that was refused.
     pub refused: Option<(String, String)>,
@@ -147,6 +167,8 @@ pub struct Subject {
     pub id: ServiceId,
     pub slot: u32,
     pub path: ServicePath,
+    /// What it is made of.
+    pub loaded: Arc<Loaded>,
     pub values: Map<String, Value>,
     pub options: ServiceOptions,
     pub instance: Arc<Instance>,
@@ -162,6 +184,8 @@ pub struct Candidate {
     pub values: Map<String, Value>,
     /// State was handed over: what belonged to the one before belongs to it now.
     pub inherits: bool,
+    /// That state, where the build before could begin with it once more: it has no descriptors.
+    pub state: Option<life::Inherited>,
     /// What it has told since it is ready.
     pub events: Receiver<life::Event>,
     /// How its main ended, if it did before it was ready.
@@ -183,6 +207,11 @@ pub enum Job {
     Open { library: String, waiting: Box<(Command, Ticket)> },
     /// Replace a library's services.
     Reload { library: String, origin: Origin, ticket: Ticket },
+    /// Replace them by those of a kept build: the one before, or the one whose hash begins like this.
+    Rollback { library: String, build: Option<String>, ticket: Ticket },
+    /// A build failed soon after its reload, and the one before serves again: whatever else of the library runs
+    /// is to follow.
+    Follow { from: Arc<Loaded>, to: Arc<Loaded> },
     /// No more work.
     Quit,
 }

@@ -151,12 +151,16 @@ impl Core {
             self.settings.file.display()
         );
         remarks.iter().for_each(|remark| tracing::warn!("{}: {remark}", self.settings.file.display()));
+        let libraries: Vec<String> = loaded.iter().map(|loaded| loaded.name.clone()).collect();
         let (ticket, started) = crossbeam_channel::bounded(1);
         let gone = |_| Error::Stopped;
         self.manager.send(Message::Adopt(loaded, listed)).map_err(gone)?;
         self.manager.send(Message::StartAll(ticket)).map_err(gone)?;
         match started.recv() {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => {
+                libraries.iter().for_each(|library| loader.copies.prune(library));
+                Ok(())
+            }
             Ok(Err(_)) if !wanted() => Err(Error::Stopped),
             Ok(Err(reason)) => Err(Error::Start(reason)),
             Err(_) => Err(Error::Stopped),
@@ -188,10 +192,11 @@ impl Server {
         // Before any thread: where it cannot be opened, nothing is to be undone but the folder.
         let control = Control::open(&settings.control_socket, core.desk.clone())
             .map_err(Error::io("cannot open the control socket", &settings.control_socket))
-            .inspect_err(|_| loader.clean_up(&settings.state_path))?;
+            .inspect_err(|_| loader.copies.clean_up(&settings.state_path))?;
         let queues = (core.manager.clone(), messages);
         let (bus, listeners, phases) = (core.bus.clone(), core.listeners.clone(), core.phases.clone());
-        let manager = Manager::new(bus, settings.clone(), listeners, phases, queues, core.jobs.clone());
+        let (of_manager, jobs) = (loader.clone(), core.jobs.clone());
+        let manager = Manager::new(bus, settings.clone(), listeners, of_manager, phases, queues, jobs);
         core.thread("manager", move |_| manager.run())?;
         core.thread("clock", |core| core.bus.run_clock())?;
         core.thread("mail", |core| core.bus.run_mail())?;
@@ -330,8 +335,11 @@ fn end(core: &Arc<Core>, lock: Lock, control: Control, loader: &Loader, had_log:
         engine.leave();
     }
     core.listeners.close();
+    if matches!(error, Some(Error::Settings(_) | Error::Start(_))) {
+        // Builds with which nothing could start must not push out those that served.
+        loader.copies.clean_up(&core.settings.state_path);
+    }
     if matches!(error, Some(Error::Settings(_))) {
-        loader.clean_up(&core.settings.state_path);
         if let Some(log) = core.settings.log_path.as_deref().filter(|_| !had_log) {
             remove_if_empty(log);
         }

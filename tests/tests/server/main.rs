@@ -17,6 +17,7 @@ mod supervision;
 
 mod bad_builds;
 mod reload;
+mod rollback;
 
 mod chat;
 mod client;

@@ -4,6 +4,7 @@
 //! reload. It asks the [`supervisor`](crate::supervisor) what is to be done and does it; it never runs
 //! a plugin's code and never waits for one, so that `status` and `stop` always get through.
 
+mod back;
 mod command;
 mod container;
 mod lives;
@@ -26,13 +27,14 @@ use zeph_contract::event::{Change, SERVICE_CHANGED, ServiceChanged};
 use crate::bus::Bus;
 use crate::life;
 use crate::listener::Listeners;
-use crate::loader::Loaded;
+use crate::loader::{Loaded, Loader};
 use crate::messages::{Job, Listed, Message};
 use crate::phase::{Phase, Phases};
 use crate::registry::Down;
 use crate::settings::{ServicePath, ServiceSettings, Settings};
 use crate::supervisor::{Event, State};
 
+use back::{Verdict, Watch};
 pub use command::{listed, unknown_verb};
 use container::{Container, Retired};
 pub use order::start_order;
@@ -40,10 +42,14 @@ use whole::{Shutdown, Startup};
 
 /// One plugin as far as it is known.
 pub struct Plugin {
-    /// What is loaded of it.
+    /// What new instances are made of.
     pub loaded: Arc<Loaded>,
+    /// The highest generation so far.
+    pub newest: u32,
     /// Why its newest file is not loaded: hash and reason.
     pub refused: Option<(String, String)>,
+    /// What is loaded is new, and if it fails, the build before serves again.
+    pub watch: Option<Watch>,
 }
 
 /// All services of a server.
@@ -51,6 +57,7 @@ pub struct Manager {
     bus: Arc<Bus>,
     settings: Arc<Settings>,
     listeners: Arc<Listeners>,
+    loader: Arc<Loader>,
     phases: Phases,
     messages: Receiver<Message>,
     sender: Sender<Message>,
@@ -79,6 +86,7 @@ impl Manager {
         bus: Arc<Bus>,
         settings: Arc<Settings>,
         listeners: Arc<Listeners>,
+        loader: Arc<Loader>,
         phases: Phases,
         (sender, messages): (Sender<Message>, Receiver<Message>),
         jobs: Sender<Job>,
@@ -87,6 +95,7 @@ impl Manager {
             bus,
             settings,
             listeners,
+            loader,
             phases,
             messages,
             sender,
@@ -117,7 +126,8 @@ impl Manager {
 
     fn register(&mut self, loaded: Arc<Loaded>) {
         self.generations += 1;
-        self.plugins.insert(loaded.name.clone(), Plugin { loaded, refused: None });
+        let (name, newest) = (loaded.name.clone(), loaded.generation);
+        self.plugins.insert(name, Plugin { loaded, newest, refused: None, watch: None });
     }
 
     /// Makes room for a service that does not run yet.
@@ -133,7 +143,9 @@ impl Manager {
     pub fn run(mut self) {
         loop {
             let wakes = self.containers.values().filter_map(|container| container.wake);
-            let wake = wakes.chain(self.shutdown.as_ref().and_then(|shutdown| shutdown.until)).min();
+            let watches = self.plugins.values().filter_map(|plugin| Some(plugin.watch.as_ref()?.until));
+            let shutdown = self.shutdown.as_ref().and_then(|shutdown| shutdown.until);
+            let wake = wakes.chain(watches).chain(shutdown).min();
             let message = match wake {
                 Some(at) => self.messages.recv_deadline(at),
                 None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -149,6 +161,7 @@ impl Manager {
 
     fn wake_due(&mut self) {
         let now = Instant::now();
+        self.end_watches(now);
         if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.until.is_some_and(|until| until <= now)) {
             self.go_on();
         }
@@ -210,6 +223,14 @@ impl Manager {
         if container.reloading {
             return container.postponed.push(event);
         }
+        match self.verdict(slot, event) {
+            Verdict::Usual => self.step_now(slot, event),
+            verdict => self.go_back(slot, verdict),
+        }
+    }
+
+    fn step_now(&mut self, slot: u32, event: Event) {
+        let Some(container) = self.containers.get_mut(&slot) else { return };
         let before = container.supervisor.state();
         let actions = container.supervisor.step(event, Instant::now(), roll());
         for action in actions {

@@ -10,11 +10,12 @@ use zeph_contract::Error;
 use zeph_contract::event::Change;
 
 use super::Manager;
+use super::back::Watch;
 use super::container::{Container, Life, Retired};
 use crate::bus::Bus;
 use crate::life;
 use crate::loader::Loaded;
-use crate::messages::{Candidate, Message, Replacing, Standing, Subject};
+use crate::messages::{Candidate, Message, Replacing, Standing, Subject, Way};
 use crate::supervisor::{Event, State};
 
 fn subject(container: &Container) -> Option<Subject> {
@@ -23,6 +24,7 @@ fn subject(container: &Container) -> Option<Subject> {
         id: life.id,
         slot: container.slot,
         path: container.path.clone(),
+        loaded: life.loaded.clone(),
         values: container.settings.values.clone(),
         options: container.settings.options.clone(),
         instance: life.instance.clone()?,
@@ -33,18 +35,18 @@ fn subject(container: &Container) -> Option<Subject> {
 impl Manager {
     pub(super) fn on_replacing(&mut self, step: Replacing) {
         match step {
-            Replacing::Begin { library, ticket } => {
-                let _ = ticket.send(self.subjects(&library));
+            Replacing::Begin { library, but, ticket } => {
+                let _ = ticket.send(self.subjects(&library, but));
             }
-            Replacing::Hold { library, ids, ticket } => {
-                let held = self.hold(&library, &ids);
+            Replacing::Hold { library, but, ids, ticket } => {
+                let held = self.hold(&library, but, &ids);
                 let _ = ticket.send(held);
             }
             Replacing::Candidate { id, events } => {
                 self.candidates.insert(id, events);
             }
-            Replacing::Commit { loaded, candidates, ticket } => {
-                let done = self.commit(loaded, candidates);
+            Replacing::Commit { loaded, candidates, way, ticket } => {
+                let done = self.commit(loaded, candidates, way);
                 let _ = ticket.send(done);
             }
             Replacing::Abort { library, refused } => self.abort(&library, refused),
@@ -62,8 +64,8 @@ impl Manager {
         }
     }
 
-    /// What is to be replaced, as it stands now. Nothing is held yet.
-    fn subjects(&self, library: &str) -> Result<Standing, Error> {
+    /// What is to be replaced, as it stands now, but for what runs with a generation. Nothing is held yet.
+    fn subjects(&self, library: &str, but: Option<u32>) -> Result<Standing, Error> {
         let Some(plugin) = self.plugins.get(library) else {
             return Err(Error::not_found(format!(
                 "plugin `{library}` is not loaded; start it: zephserver start {library}"
@@ -72,9 +74,10 @@ impl Manager {
         if self.is_stopping() || self.startup.is_some() {
             return Err(Error::unavailable("the server starts or stops; nothing is reloaded meanwhile"));
         }
-        let (loaded, refused) = (plugin.loaded.clone(), plugin.refused.clone());
+        let (loaded, newest, refused) = (plugin.loaded.clone(), plugin.newest, plugin.refused.clone());
+        let is_meant = |c: &&Container| but.is_none() || c.life.as_ref().map(|life| life.generation) != but;
         let mut subjects = Vec::new();
-        for container in self.of_library(library) {
+        for container in self.of_library(library).filter(is_meant) {
             match container.supervisor.state() {
                 State::Enabled => subjects.extend(subject(container)),
                 State::Starting | State::Stopping { .. } => {
@@ -84,16 +87,17 @@ impl Manager {
                 State::Available | State::Ended | State::Waiting { .. } => {}
             }
         }
-        Ok(Standing { loaded, subjects, refused })
+        Ok(Standing { loaded, newest, subjects, refused })
     }
 
-    fn of_library(&self, library: &str) -> impl Iterator<Item = &Container> {
+    pub(super) fn of_library(&self, library: &str) -> impl Iterator<Item = &Container> {
         let containers = self.order.iter().filter_map(|slot| self.containers.get(slot));
         containers.filter(move |container| container.path.library == library)
     }
 
-    /// Leaves these services alone from now on, if they are still the same.
-    fn hold(&mut self, library: &str, ids: &[ServiceId]) -> Result<(), Error> {
+    /// Leaves these services alone from now on, if they are still the same, and all that run but for those of
+    /// a generation.
+    fn hold(&mut self, library: &str, but: u32, ids: &[ServiceId]) -> Result<(), Error> {
         if self.is_stopping() {
             return Err(Error::unavailable("the server stops"));
         }
@@ -105,7 +109,8 @@ impl Manager {
             return Err(Error::busy(format!("{} changed meanwhile; try again", self.bus.who(*changed))));
         }
         let runs = |c: &&Container| {
-            matches!(c.supervisor.state(), State::Starting | State::Enabled | State::Stopping { .. })
+            c.life.as_ref().is_none_or(|life| life.generation != but)
+                && matches!(c.supervisor.state(), State::Starting | State::Enabled | State::Stopping { .. })
         };
         if self.of_library(library).filter(runs).count() != ids.len() {
             return Err(Error::busy(format!("a service of {library} started meanwhile; try again")));
@@ -116,50 +121,81 @@ impl Manager {
         Ok(())
     }
 
-    fn commit(&mut self, loaded: Arc<Loaded>, candidates: Vec<Candidate>) -> Result<(), Vec<Candidate>> {
+    fn commit(
+        &mut self,
+        loaded: Arc<Loaded>,
+        mut candidates: Vec<Candidate>,
+        way: Way,
+    ) -> Result<(), Vec<Candidate>> {
         let is_held = |candidate: &Candidate| {
             self.containers.get(&candidate.slot).is_some_and(|container| container.reloading)
         };
         if self.is_stopping() || !candidates.iter().all(is_held) {
             return Err(candidates);
         }
-        let library = loaded.name.clone();
-        self.register(loaded.clone());
+        if way != Way::Follow {
+            let watch = self.begin_watch(&loaded, &mut candidates, way);
+            self.make_present(&loaded, way, watch);
+        }
         for candidate in candidates {
             self.take_over(&loaded, candidate);
         }
-        self.release(&library);
-        // Who came to life during the last steps did so with the old build.
-        let is_old =
-            |c: &&Container| c.life.as_ref().is_some_and(|life| life.generation != loaded.generation);
-        let runs = |c: &&Container| matches!(c.supervisor.state(), State::Starting | State::Enabled);
-        let late: Vec<u32> = self.of_library(&library).filter(is_old).filter(runs).map(|c| c.slot).collect();
-        for slot in late {
-            self.step(slot, Event::Stop);
-            self.step(slot, Event::Start);
+        if way != Way::Follow {
+            self.renew_others(&loaded, |_| true);
         }
-        // Who could not run with the old build may run with the new one.
-        let waits = |container: &&Container| matches!(container.supervisor.state(), State::Waiting { .. });
-        let ended = |container: &&Container| container.supervisor.state() == State::Ended;
-        let asleep: Vec<u32> =
-            self.of_library(&library).filter(ended).map(|container| container.slot).collect();
-        for slot in asleep {
-            // Whoever calls it next gets an instance of the new build.
-            self.discard(slot, StopReason::Replaced);
-            self.with(slot, |container| container.supervisor.lost_instance());
-        }
-        let waiting: Vec<u32> =
-            self.of_library(&library).filter(waits).map(|container| container.slot).collect();
-        for slot in waiting {
-            self.discard(slot, StopReason::Replaced);
-            self.with(slot, |container| container.supervisor.lost_instance());
-            self.step(slot, Event::Start);
-        }
+        // Last: what was postponed may be that the new build has failed already.
+        self.release(&loaded.name);
         Ok(())
     }
 
+    /// New instances are made of this build from now on.
+    fn make_present(&mut self, loaded: &Arc<Loaded>, way: Way, watch: Option<Watch>) {
+        let Some(plugin) = self.plugins.get_mut(&loaded.name) else { return };
+        self.generations += 1;
+        plugin.newest = plugin.newest.max(loaded.generation);
+        plugin.loaded = loaded.clone();
+        plugin.watch = watch;
+        // A file that was refused before a rollback is so after it.
+        plugin.refused = plugin.refused.take().filter(|(bad, _)| way == Way::Back && *bad != loaded.hash);
+    }
+
+    /// Has services of a library that are not handed over begin with its present build.
+    pub(super) fn renew_others(&mut self, loaded: &Loaded, is_meant: impl Fn(&Container) -> bool) {
+        let is_old = |c: &&Container| c.life.as_ref().is_none_or(|life| life.generation != loaded.generation);
+        let others: Vec<(u32, State)> = self
+            .of_library(&loaded.name)
+            .filter(|container| is_old(container) && is_meant(container))
+            .map(|container| (container.slot, container.supervisor.state()))
+            .collect();
+        for (slot, state) in others {
+            self.renew(slot, state);
+        }
+    }
+
+    fn renew(&mut self, slot: u32, state: State) {
+        match state {
+            // Who came to life during the last steps did so with the old build.
+            State::Starting | State::Enabled => {
+                self.step(slot, Event::Stop);
+                self.step(slot, Event::Start);
+            }
+            // Whoever calls it next gets an instance of the new build.
+            State::Ended => {
+                self.discard(slot, StopReason::Replaced);
+                self.with(slot, |container| container.supervisor.lost_instance());
+            }
+            // Who could not run with the old build may run with the new one.
+            State::Waiting { .. } => {
+                self.discard(slot, StopReason::Replaced);
+                self.with(slot, |container| container.supervisor.lost_instance());
+                self.step(slot, Event::Start);
+            }
+            State::Available | State::Stopping { .. } => {}
+        }
+    }
+
     fn take_over(&mut self, loaded: &Arc<Loaded>, candidate: Candidate) {
-        let Candidate { slot, id, orders, instance, values, inherits, events, returned } = candidate;
+        let Candidate { slot, id, orders, instance, values, inherits, events, returned, .. } = candidate;
         self.candidates.remove(&id);
         // This thread forwards them: whatever came before now is in the channel.
         let later = events.try_iter().filter_map(|event| match event {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use zeph_abi::key_budget;
 use zeph_contract::Error;
 
-use super::{Container, Manager};
+use super::{Container, Manager, Plugin};
 use crate::loader::short;
 use crate::supervisor::State;
 
@@ -73,6 +73,7 @@ impl Manager {
             "last_failure": container.failure,
             "reloading": container.reloading,
             "refused": plugin.and_then(|plugin| plugin.refused.as_ref()).map(|(_, reason)| reason),
+            "pinned": self.loader.pins.text(&container.path.library),
             "slow_calls": slot.map_or(0, |slot| slot.slow_calls.load(Ordering::Relaxed)),
             "events_dropped": slot.map_or(0, |slot| slot.mailbox.dropped()),
             "metrics": container.metrics,
@@ -89,6 +90,20 @@ impl Manager {
         };
         let containers = slots.iter().filter_map(|slot| self.containers.get(slot));
         Ok(Value::Array(containers.map(|container| self.view(container)).collect()))
+    }
+
+    /// The builds of a plugin that are kept on disk, the youngest first.
+    fn kept(&self, name: &str, plugin: &Plugin) -> Value {
+        let refused = |hash: &str| plugin.refused.as_ref().filter(|(bad, _)| bad == hash);
+        let kept = self.loader.copies.kept(name).into_iter().map(|kept| {
+            json!({
+                "hash": short(&kept.hash),
+                "loaded_at": seconds(kept.at),
+                "runs": kept.hash == plugin.loaded.hash,
+                "refused": refused(&kept.hash).map(|(_, reason)| reason),
+            })
+        });
+        kept.collect()
     }
 
     /// Loaded plugins with what they declare, and files that nobody asked for: those are not opened.
@@ -110,6 +125,9 @@ impl Manager {
                 "tasks": loaded.declaration.tasks.iter().map(|task| &task.name).collect::<Vec<_>>(),
                 "verbs": loaded.declaration.services.iter().flat_map(|kind| &kind.verbs).collect::<Vec<_>>(),
                 "refused": plugin.refused.as_ref().map(|(_, reason)| reason),
+                "watched": plugin.watch.is_some(),
+                "pinned": self.loader.pins.text(name),
+                "kept": self.kept(name, plugin),
             }));
         }
         for (name, file) in self.settings.library_files() {

@@ -11,6 +11,7 @@
 //! One thread does all reloads of a server, one after the other. Steps of plugins run on threads of
 //! their own, so that a step that hangs costs its time limit and no more.
 
+mod back;
 mod passage;
 
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ use crate::bus::Bus;
 use crate::frames;
 use crate::life::{self, Birth, Inherited, Order};
 use crate::loader::{self, Loaded, Loader, short};
-use crate::messages::{Job, Message, Origin, Replacing, Standing, Subject, from_life};
+use crate::messages::{Job, Message, Origin, Replacing, Standing, Subject, Way, from_life};
 use crate::settings::{ServicePath, Settings, check_service};
 use passage::{Passage, Step, too_long, within};
 
@@ -78,6 +79,10 @@ impl Reloader {
                     let _ = self.manager.send(Message::Opened(opened, waiting));
                 }
                 Job::Reload { library, origin, ticket } => ticket.answer(self.reload(&library, origin)),
+                Job::Rollback { library, build, ticket } => {
+                    ticket.answer(self.rollback(&library, build.as_deref()));
+                }
+                Job::Follow { from, to } => self.follow(&from, &to),
                 Job::Quit => return,
             }
         }
@@ -87,7 +92,10 @@ impl Reloader {
         let file = self.file_of(library)?;
         let refused = |refusal: loader::Refusal| Error::new(Code::Incompatible, refusal.to_string());
         let checked = loader::check(&file).map_err(refused)?;
-        self.load(library, checked, 1).map_err(|failed| failed.error)
+        let chosen = self.loader.pins.choose(&self.loader.copies, library, checked);
+        let loaded = self.load(library, chosen, 1).map_err(|failed| failed.error)?;
+        self.loader.copies.prune(library);
+        Ok(Loaded { file, ..loaded })
     }
 
     fn file_of(&self, library: &str) -> Result<std::path::PathBuf, Error> {
@@ -106,21 +114,26 @@ impl Reloader {
         answer.recv().map_err(|_| gone())
     }
 
+    fn standing(&self, library: &str, but: Option<u32>) -> Result<Standing, Error> {
+        self.ask(|ticket| Replacing::Begin { library: library.into(), but, ticket })
+            .and_then(|standing| standing.map_err(Failed::later))
+            .map_err(|failed| failed.error)
+    }
+
+    fn abort(&self, library: &str, refused: Option<(String, String)>) {
+        let _ = self.manager.send(Message::Replacing(Replacing::Abort { library: library.into(), refused }));
+    }
+
     fn reload(&self, library: &str, origin: Origin) -> Result<Value, Error> {
         let start = Instant::now();
-        let standing = self
-            .ask(|ticket| Replacing::Begin { library: library.into(), ticket })
-            .and_then(|standing| standing.map_err(Failed::later))
-            .map_err(|failed| failed.error)?;
+        let standing = self.standing(library, None)?;
         let mut hash = None;
         let reloaded = self.replace(library, origin, standing, &mut hash, start);
         reloaded.map_err(|failed| {
             let text = &failed.error.text;
             tracing::error!("{library}: not reloaded, the old generation serves on: {text}");
             // A file that cannot even be read has no hash, and is tried again at its next change.
-            let refused = failed.file_is_bad.then(|| (hash.unwrap_or_default(), text.clone()));
-            let _ =
-                self.manager.send(Message::Replacing(Replacing::Abort { library: library.into(), refused }));
+            self.abort(library, failed.file_is_bad.then(|| (hash.unwrap_or_default(), text.clone())));
             failed.error
         })
     }
@@ -142,21 +155,36 @@ impl Reloader {
         *hash = Some(checked.hash.clone());
         if origin == Origin::Watched {
             let was_refused = standing.refused.as_ref().is_some_and(|(bad, _)| *bad == checked.hash);
+            let was_left = self.loader.pins.get(library).is_some_and(|pin| pin.file == checked.hash);
             if checked.hash == old.hash {
                 let unchanged = Replacing::Unchanged { library: library.into() };
                 let _ = self.manager.send(Message::Replacing(unchanged));
+                // Now its file is what it was rolled back to.
+                self.loader.pins.end(library);
             }
-            if checked.hash == old.hash || was_refused {
+            if checked.hash == old.hash || was_refused || was_left {
                 return Ok(json!({"plugin": library, "unchanged": true}));
             }
         }
-        let loaded = Arc::new(self.load(library, checked, old.generation + 1)?);
+        let loaded = Arc::new(self.load(library, checked, standing.newest + 1)?);
+        let services = self.exchange(&loaded, standing.subjects, Way::Forward)?;
+        self.loader.pins.end(library);
+        Ok(said(&old, &loaded, &services, start))
+    }
+
+    /// Puts a build's services in the place of those that run, all at once, or none.
+    fn exchange(
+        &self,
+        loaded: &Arc<Loaded>,
+        subjects: Vec<Subject>,
+        way: Way,
+    ) -> Result<Vec<String>, Failed> {
         let mut passages = Vec::new();
-        let passed = self.pass(&old, &loaded, standing.subjects, &mut passages);
+        let passed = self.pass(loaded, subjects, &mut passages);
         let arrived = passed.and_then(|()| {
             let services: Vec<_> = passages.iter().map(|passage| passage.subject.path.to_string()).collect();
             let candidates = passages.drain(..).map(Passage::arrive).collect();
-            match self.ask(|ticket| Replacing::Commit { loaded: loaded.clone(), candidates, ticket })? {
+            match self.ask(|ticket| Replacing::Commit { loaded: loaded.clone(), candidates, way, ticket })? {
                 Ok(()) => Ok(services),
                 // The server stops: the old instances are on their way out already.
                 Err(candidates) => {
@@ -167,47 +195,38 @@ impl Reloader {
                 }
             }
         });
-        let services = match arrived {
-            Ok(services) => services,
-            Err(failed) => {
-                passages.into_iter().for_each(|passage| self.turn_back(passage));
-                return Err(failed);
-            }
-        };
-        let ms = start.elapsed().as_secs_f64() * 1000.0;
-        tracing::info!(
-            "{library}: generation {} ({}) replaces {} ({}) in {ms:.1} ms",
-            loaded.generation,
-            short(&loaded.hash),
-            old.generation,
-            short(&old.hash)
-        );
-        let view = |loaded: &Loaded| json!({"generation": loaded.generation, "hash": short(&loaded.hash)});
-        Ok(
-            json!({"plugin": library, "services": services, "from": view(&old), "to": view(&loaded), "ms": ms}),
-        )
+        passages.into_iter().for_each(|passage| self.turn_back(passage));
+        match &arrived {
+            Ok(_) => self.loader.copies.prune(&loaded.name),
+            // What followed was loaded long ago.
+            Err(_) if way == Way::Follow => {}
+            Err(_) => self.loader.copies.discard(&loaded.name, &loaded.hash, loaded.generation),
+        }
+        arrived
     }
 
     /// Loads a library on a thread of its own: its constructors and declarations are the author's code.
     fn load(&self, library: &str, checked: loader::Checked, generation: u32) -> Result<Loaded, Failed> {
-        let (loader, name) = (self.loader.clone(), library.to_string());
+        let (loader, name, hash) = (self.loader.clone(), library.to_string(), checked.hash.clone());
         let load = move || loader.load(&name, &checked, generation);
         match within(Instant::now() + LOADING, load) {
             Some(loaded) => loaded.map_err(|refusal| Failed::refused(&refusal)),
-            None => Err(Failed::bad_file(too_long(library, "loading (constructors, setup, info)", LOADING))),
+            None => {
+                self.loader.copies.discard(library, &hash, generation);
+                Err(Failed::bad_file(too_long(library, "loading (constructors, setup, info)", LOADING)))
+            }
         }
     }
 
     /// Brings all services of a library to where only the commit is missing.
     fn pass(
         &self,
-        old: &Loaded,
         loaded: &Arc<Loaded>,
         subjects: Vec<Subject>,
         passages: &mut Vec<Passage>,
     ) -> Result<(), Failed> {
         for subject in subjects {
-            passages.push(self.create(old, loaded, subject)?);
+            passages.push(self.create(loaded, subject)?);
         }
         for passage in passages.iter_mut().filter(|passage| !passage.hands_over) {
             let limit = passage.subject.options.start_timeout;
@@ -215,8 +234,8 @@ impl Reloader {
         }
         // Only from here on is anybody held up by the reload.
         let ids = passages.iter().map(|passage| passage.subject.id).collect();
-        let library = loaded.name.clone();
-        self.ask(|ticket| Replacing::Hold { library, ids, ticket })?.map_err(Failed::later)?;
+        let (library, but) = (loaded.name.clone(), loaded.generation);
+        self.ask(|ticket| Replacing::Hold { library, but, ids, ticket })?.map_err(Failed::later)?;
         self.quiesce(passages)?;
         let limit = self.bus.limits.gate_timeout;
         let deadline = Instant::now() + limit;
@@ -226,14 +245,17 @@ impl Reloader {
                 return Err(Failed::later(Error::busy(text)));
             }
             let state = passage.export(deadline, limit)?;
-            let version = passage.old_state_version;
-            passage.start(Some(Inherited { version, state }), deadline, limit)?;
+            let inherited = Inherited { version: passage.old_state_version, state };
+            // Descriptors are the old instance's, and end with it.
+            let can_be_kept = inherited.state.fds.is_empty() && !self.bus.limits.watch_after_reload.is_zero();
+            passage.state = can_be_kept.then(|| inherited.clone());
+            passage.start(Some(inherited), deadline, limit)?;
         }
         Ok(())
     }
 
-    fn create(&self, old: &Loaded, loaded: &Arc<Loaded>, subject: Subject) -> Result<Passage, Failed> {
-        let path = subject.path.clone();
+    fn create(&self, loaded: &Arc<Loaded>, subject: Subject) -> Result<Passage, Failed> {
+        let (path, old) = (subject.path.clone(), subject.loaded.clone());
         let Some(declaration) = loaded.declaration.service(&path.kind).cloned() else {
             return Err(Failed::bad_file(format!("the new build has no service `{}`", path.kind)));
         };
@@ -292,6 +314,7 @@ impl Reloader {
             instance,
             hands_over,
             old_state_version,
+            state: None,
             returned: None,
             step: Step::default(),
         })
@@ -378,6 +401,21 @@ impl Reloader {
         }
         counts.into_iter().map(|(method, count)| format!("{method} ({count})")).collect::<Vec<_>>().join(", ")
     }
+}
+
+/// Says in the log and to whoever asked what replaces what.
+fn said(old: &Loaded, loaded: &Loaded, services: &[String], start: Instant) -> Value {
+    let ms = start.elapsed().as_secs_f64() * 1000.0;
+    tracing::info!(
+        "{}: generation {} ({}) replaces {} ({}) in {ms:.1} ms",
+        loaded.name,
+        loaded.generation,
+        short(&loaded.hash),
+        old.generation,
+        short(&old.hash)
+    );
+    let view = |loaded: &Loaded| json!({"generation": loaded.generation, "hash": short(&loaded.hash)});
+    json!({"plugin": loaded.name, "services": services, "from": view(old), "to": view(loaded), "ms": ms})
 }
 
 /// The settings of a new build for a service that no file speaks of: its own defaults, and what was set

@@ -26,6 +26,8 @@ pub struct Passage {
     /// State passes from the old to the new.
     pub hands_over: bool,
     pub old_state_version: u32,
+    /// What the old build could begin with once more.
+    pub state: Option<Inherited>,
     /// How its main ended, if it did already.
     pub returned: Option<Result<(), Failure>>,
     pub step: Step,
@@ -142,6 +144,7 @@ impl Passage {
             instance: self.instance,
             values: self.values,
             inherits: self.hands_over,
+            state: self.state,
             events: self.events,
             returned: self.returned,
         }

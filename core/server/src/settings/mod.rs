@@ -36,7 +36,8 @@ const OWN: &[&str] = &[
     "cluster",
 ];
 
-const SERVER_KEYS: &[&str] = &["call_timeout", "gate_timeout", "drain_timeout", "pool_threads", "watch"];
+const SERVER_KEYS: &[&str] =
+    &["call_timeout", "gate_timeout", "drain_timeout", "pool_threads", "watch", "watch_after_reload"];
 
 /// What the settings file means for the server, and what it says to plugins.
 #[derive(Clone, Debug)]
@@ -132,6 +133,8 @@ pub struct Limits {
     pub pool_threads: usize,
     /// Whether changed plugin files are loaded without being asked.
     pub watch: bool,
+    /// For how long a new build that fails is replaced by the one before; zero: never.
+    pub watch_after_reload: Duration,
 }
 
 impl Default for Limits {
@@ -142,6 +145,7 @@ impl Default for Limits {
             drain_timeout: Duration::from_secs(30),
             pool_threads: 16,
             watch: true,
+            watch_after_reload: Duration::from_secs(10),
         }
     }
 }

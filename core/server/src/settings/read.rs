@@ -1,6 +1,7 @@
 //! Takes the server's own keys out of the file, each with its type, and collects what is wrong.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::fault::nearest;
 use super::tree::{Node, Table, Written};
@@ -200,8 +201,17 @@ impl Reader {
                 limits.watch
             }
         };
+        let watch_after_reload = match server.remove("watch_after_reload") {
+            None => limits.watch_after_reload,
+            Some(Node { value: Written::Integer(0), .. }) => Duration::ZERO,
+            Some(node) => plugin::seconds(&node).unwrap_or_else(|| {
+                let what = "a number of seconds, 0 for never";
+                self.faults.push(Fault::wrong_type(node.line, "watch_after_reload", what, &node));
+                limits.watch_after_reload
+            }),
+        };
         self.server = server;
-        Limits { pool_threads, watch, ..limits }
+        Limits { pool_threads, watch, watch_after_reload, ..limits }
     }
 
     /// Checks what is left over; answers what belongs to plugins.

@@ -14,7 +14,8 @@ use zephserver::{Error, Settings, exit};
 /// Ask a running server, or check settings.
 ///
 /// VERB is `check`, or one of the running server's own: status, services, plugins, start, disable,
-/// restart, reload, call, version, stop, and what its plugins declare; `zephserver help` lists them all.
+/// restart, reload, rollback, call, version, stop, and what its plugins declare; `zephserver help` lists
+/// them all.
 #[derive(Parser)]
 #[command(version, disable_help_subcommand = true)]
 struct Arguments {
