@@ -69,7 +69,9 @@ fn open_library(settings: &Settings, loader: &Loader, path: &ServicePath) -> Res
     let file = settings.library_file(&path.library).ok_or_else(|| missing(settings, path))?;
     let refused = |refusal: loader::Refusal| Error::Start(format!("{path}: {refusal}"));
     let checked = loader::check(&file).map_err(refused)?;
-    loader.load(&path.library, &checked, 1).map(Arc::new).map_err(refused)
+    let chosen = loader.pins.choose(&loader.copies, &path.library, checked);
+    let loaded = loader.load(&path.library, &chosen, 1).map_err(refused)?;
+    Ok(Arc::new(Loaded { file, ..loaded }))
 }
 
 /// No file of this library is along PLUGIN_PATH.

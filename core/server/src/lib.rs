@@ -14,9 +14,9 @@
 //!
 //! Reading order: `server` is the life of the whole; [`settings`] and `inventory` say what is to
 //! live; `manager` owns what lives and asks `supervisor` what to do; `loader` and `reload` bring
-//! in code; `history` keeps what happened; `bus` carries calls and events, with `registry`, `pending`,
-//! `pool`, `clock`, `mailbox`, `subscriptions` and `frames` as its parts; `host` is the plugins' way in,
-//! `control` the operator's, `http` that of monitoring.
+//! in code, `copies` and `pins` keep what was there before; `history` keeps what happened; `bus` carries
+//! calls and events, with `registry`, `pending`, `pool`, `clock`, `mailbox`, `subscriptions` and `frames` as
+//! its parts; `host` is the plugins' way in, `control` the operator's, `http` that of monitoring.
 
 #![forbid(unsafe_code)]
 
@@ -36,7 +36,9 @@ mod manager;
 mod messages;
 mod supervisor;
 
+mod copies;
 mod loader;
+mod pins;
 mod reload;
 mod watch;
 

@@ -4,9 +4,9 @@
 //! mapped would crash the server. It is checked, copied to a private folder under a name that this
 //! process never used before, and the copy is opened.
 
-use std::fs::{self, DirBuilder, Metadata};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,10 +15,11 @@ use std::time::{Duration, SystemTime};
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{Endianness, Object, elf};
 use sha2::{Digest, Sha256};
-use zeph_abi::{Copies, Declaration, Host, Keys, Library, OpenError, ServiceId};
+use zeph_abi::{Declaration, Host, Keys, Library, OpenError, ServiceId};
 
-/// Copies of each plugin that are kept for rollback.
-const KEPT: usize = 3;
+use crate::copies::{Copies, Kept};
+use crate::pins::Pins;
+
 /// A file that is still being written is looked at again so many times.
 const TRIES: u32 = 20;
 /// Pause between two looks.
@@ -26,7 +27,10 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Opens libraries for one server.
 pub struct Loader {
-    folder: PathBuf,
+    /// What is loaded is one of these.
+    pub copies: Copies,
+    /// What is loaded instead of the dropped-in file.
+    pub pins: Pins,
     host: Host,
     serials: AtomicU32,
 }
@@ -111,6 +115,15 @@ pub fn check(file: &Path) -> Result<Checked, Refusal> {
     }
 }
 
+/// The same for a build that was kept; it must still be what it was when it was copied.
+pub fn check_kept(kept: &Kept) -> Result<Checked, Refusal> {
+    let checked = check(&kept.path)?;
+    match checked.hash == kept.hash {
+        true => Ok(checked),
+        false => Err(checked.refusal("its content is not what its name says: it was changed on the disk")),
+    }
+}
+
 fn written_lately(metadata: &Metadata) -> bool {
     let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
     SystemTime::now().duration_since(modified).is_ok_and(|age| age < Duration::from_secs(2))
@@ -123,7 +136,7 @@ fn same_version(a: &Metadata, b: &Metadata) -> bool {
 /// Nobody but us or root can have written the file, or put another in its place. Its group may: on many
 /// systems each user has a group of their own, and whatever a compiler writes is open to that group; who
 /// else is in it cannot be seen from here.
-fn owned_by_us(file: &Path) -> Result<Metadata, String> {
+pub fn owned_by_us(file: &Path) -> Result<Metadata, String> {
     let metadata = fs::symlink_metadata(file).map_err(|error| format!("cannot be read: {error}"))?;
     if metadata.is_symlink() {
         return Err("it is a symbolic link; copy the library itself here".into());
@@ -195,7 +208,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Says in time that copies come near a limit.
 fn warn_of_copies() {
-    let Copies { loaded, warning, limit, held, keys, .. } = zeph_abi::copies();
+    let zeph_abi::Copies { loaded, warning, limit, held, keys, .. } = zeph_abi::copies();
     if loaded == warning {
         tracing::warn!("{loaded} plugin copies are loaded; at {limit} the next is refused: plan a restart");
     }
@@ -208,17 +221,6 @@ fn warn_of_copies() {
     }
 }
 
-/// Makes a folder that only we can write to, or makes sure that it is one.
-fn make_private(folder: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let (metadata, me) = (fs::symlink_metadata(folder)?, fs::metadata("/proc/self")?.uid());
-    if !metadata.is_dir() || metadata.uid() != me || metadata.mode() & 0o022 != 0 {
-        let text = format!("{} must be a folder of uid {me} that nobody else can write to", folder.display());
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
-    }
-    Ok(())
-}
-
 /// The first letters of a hash, for people.
 pub fn short(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
@@ -227,21 +229,19 @@ pub fn short(hash: &str) -> &str {
 impl Loader {
     /// A loader that keeps its copies below `state_path`.
     pub fn new(state_path: &Path, host: Host) -> io::Result<Self> {
-        let folder = state_path.join("copies");
-        make_private(&folder)?;
-        Ok(Self { folder, host, serials: AtomicU32::new(1) })
+        let copies = Copies::open(state_path)?;
+        Ok(Self { copies, pins: Pins::read(state_path), host, serials: AtomicU32::new(1) })
     }
 
     /// Loads a checked file as the given generation of its plugin.
     pub fn load(&self, name: &str, checked: &Checked, generation: u32) -> Result<Loaded, Refusal> {
-        let copy = self.copy(name, checked, generation).map_err(|error| {
-            let reason = format!("cannot be copied to {}: {error}", self.folder.display());
+        let copy = self.copies.write(name, &checked.hash, &checked.bytes, generation).map_err(|error| {
+            let reason = format!("cannot be copied to {}: {error}", self.copies.folder().display());
             Refusal { file_is_bad: false, ..checked.refusal(reason) }
         })?;
         let loaded = self.open(name, checked, generation, &copy);
         if loaded.is_err() {
-            // Mapped it may stay, but nobody rolls back to it.
-            let _ = fs::remove_file(&copy);
+            self.copies.discard(name, &checked.hash, generation);
         }
         loaded
     }
@@ -262,7 +262,6 @@ impl Loader {
         let id = ServiceId::library(self.serials.fetch_add(1, Ordering::Relaxed));
         library.setup(self.host, id).map_err(|failure| checked.refusal(format!("setup: {failure}")))?;
         let declaration = self.declaration(name, &library, checked)?;
-        self.prune(name);
         Ok(Loaded {
             name: name.into(),
             file: checked.file.clone(),
@@ -285,54 +284,12 @@ impl Loader {
         }
         Ok(declaration)
     }
-
-    fn copy(&self, name: &str, checked: &Checked, generation: u32) -> io::Result<PathBuf> {
-        // Unique in this process also when a server is started in it a second time.
-        static COPIES: AtomicU32 = AtomicU32::new(1);
-        let (hash, pid) = (short(&checked.hash), std::process::id());
-        let number = COPIES.fetch_add(1, Ordering::Relaxed);
-        let folder = self.folder.join(name);
-        make_private(&folder)?;
-        let path = folder.canonicalize()?.join(format!("{generation:04}-{hash}-{pid}-{number}.so"));
-        // The name may be left from a process of the same pid: that one is gone.
-        let _ = fs::remove_file(&path);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o500).open(&path)?;
-        file.write_all(&checked.bytes)?;
-        Ok(path)
-    }
-
-    /// Removes the copies of this process, and the folders that are empty then: after a start that came
-    /// to nothing.
-    pub fn clean_up(&self, state_path: &Path) {
-        let mark = format!("-{}-", std::process::id());
-        for folder in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            for copy in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
-                if copy.file_name().to_string_lossy().contains(&mark) {
-                    let _ = fs::remove_file(copy.path());
-                }
-            }
-            let _ = fs::remove_dir(folder.path());
-        }
-        let _ = fs::remove_dir(&self.folder);
-        let _ = fs::remove_dir(state_path);
-    }
-
-    /// Removes all but the youngest copies. Those that are mapped stay alive without a name.
-    fn prune(&self, name: &str) {
-        let entries = fs::read_dir(self.folder.join(name)).into_iter().flatten().flatten();
-        let mut copies: Vec<(SystemTime, PathBuf)> = entries
-            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-            .collect();
-        copies.sort();
-        let surplus = copies.len().saturating_sub(KEPT);
-        for (_, path) in copies.into_iter().take(surplus) {
-            let _ = fs::remove_file(path);
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn refused(name: &str, bytes: &[u8], mode: u32) -> String {
@@ -363,6 +320,18 @@ mod tests {
         assert!(reason.contains("SDK 9.9.9") && reason.contains(env!("CARGO_PKG_VERSION")), "{reason}");
         assert!(read_declaration(b"{").unwrap_err().contains("of an unknown version"));
         assert_eq!(read_declaration(br#"{"plugin": "a", "version": "1", "sdk": "1"}"#).unwrap().plugin, "a");
+    }
+
+    #[test]
+    fn a_kept_build_that_was_changed_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("copy.so");
+        fs::copy("/proc/self/exe", &path).unwrap();
+        let hash = check(&path).unwrap().hash;
+        let mut kept = Kept { path, hash, at: SystemTime::now() };
+        assert!(check_kept(&kept).is_ok());
+        kept.hash = "0".repeat(64);
+        assert!(check_kept(&kept).err().unwrap().to_string().contains("was changed"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use zeph_abi::{Failure, Instance, Seat, ServiceId};
 use zeph_contract::Error;
 
+use crate::history::What;
 use crate::life;
 use crate::loader::Loaded;
 use crate::settings::{Living, Reload, ServiceOptions, ServicePath, ServiceSettings};
@@ -121,8 +122,8 @@ impl Ticket {
 
 /// The steps of a reload that only the manager can do.
 pub enum Replacing {
-    /// Which services of this library run?
-    Begin { library: String, ticket: Sender<Result<Standing, Error>> },
+    /// Which services of this library run, but for those of a generation?
+    Begin { library: String, but: Option<u32>, ticket: Sender<Result<Standing, Error>> },
     /// Leave these alone from now on.
     Hold { library: String, extent: Extent, ids: Vec<ServiceId>, ticket: Sender<Result<(), Error>> },
     /// Send me what this new instance tells.
@@ -130,7 +131,7 @@ pub enum Replacing {
     /// The new instances serve from now on.
     Commit {
         loaded: Arc<Loaded>,
-        origin: Origin,
+        direction: Direction,
         candidates: Vec<Candidate>,
         ticket: Sender<Result<(), Error>>,
     },
@@ -147,15 +148,40 @@ pub enum Replacing {
 /// How much of a library is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// All of it that runs: there is a new build.
-    Library,
+    /// All of it that runs, but for what runs with this generation already: that one is to serve.
+    Library { but: u32 },
     /// Only some services: their settings have changed.
     Services,
 }
 
+/// Where a reload leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// To the file that was dropped in. Where its content is new, it is watched for a while.
+    Forward(Origin),
+    /// To a build that was kept, since an operator wants it.
+    Back,
+    /// To the build that new instances are made of again since the newer one failed.
+    Follow,
+}
+
+impl Direction {
+    /// What the history says of a service that goes there, and the cause that it gives.
+    pub fn in_history(self) -> (What, &'static str) {
+        match self {
+            Self::Forward(origin) => (What::Reloaded, origin.reason()),
+            Self::Back => (What::RolledBack, "asked: rollback"),
+            Self::Follow => (What::RolledBack, "another service failed with the new build"),
+        }
+    }
+}
+
 /// How a library stands when its reload begins.
 pub struct Standing {
+    /// What new instances are made of.
     pub loaded: Arc<Loaded>,
+    /// The highest generation so far.
+    pub newest: u32,
     pub subjects: Vec<Subject>,
     /// Hash and reason of the newest file that was refused.
     pub refused: Option<(String, String)>,
@@ -168,6 +194,8 @@ pub struct Subject {
     pub id: ServiceId,
     pub slot: u32,
     pub path: ServicePath,
+    /// What it is made of.
+    pub loaded: Arc<Loaded>,
     /// The settings in force.
     pub values: Map<String, Value>,
     pub wanted: Wanted,
@@ -195,6 +223,8 @@ pub struct Candidate {
     pub values: Map<String, Value>,
     /// State was handed over: what belonged to the one before belongs to it now.
     pub inherits: bool,
+    /// That state, where the build before could begin with it once more: it has no descriptors.
+    pub state: Option<life::Inherited>,
     /// What it has told since it is ready.
     pub events: Receiver<life::Event>,
     /// How its main ended, if it did before it was ready.
@@ -267,6 +297,11 @@ pub enum Job {
     Open { library: String, waiting: Box<(Command, Ticket)> },
     /// Replace a library's services.
     Reload { library: String, origin: Origin, ticket: Ticket },
+    /// Replace them by those of a kept build: the one before, or the one whose hash begins like this.
+    Rollback { library: String, build: Option<String>, ticket: Ticket },
+    /// A build failed soon after its reload, and the one before serves again: whatever else of the library runs
+    /// is to follow.
+    Follow { from: Arc<Loaded>, to: Arc<Loaded> },
     /// Compare the settings file with what is in force, and make the changes.
     Apply { mode: ApplyMode, origin: Origin, ticket: Ticket },
     /// No more work.

@@ -24,7 +24,7 @@ use crate::listener::Listeners;
 use crate::loader::Loader;
 use crate::lock::Lock;
 use crate::log_file::Rotation;
-use crate::manager::Manager;
+use crate::manager::{Manager, Tools};
 use crate::messages::{self, Command, Job, Message, Ticket};
 use crate::phase::{Phase, Phases};
 use crate::reload::Reloader;
@@ -144,6 +144,18 @@ impl Core {
         })))
     }
 
+    /// What the manager works with.
+    fn tools(&self, loader: &Arc<Loader>) -> Tools {
+        Tools {
+            bus: self.bus.clone(),
+            settings: self.current.clone(),
+            listeners: self.listeners.clone(),
+            loader: loader.clone(),
+            phases: self.phases.clone(),
+            history: self.history.clone(),
+        }
+    }
+
     fn thread(self: &Arc<Self>, name: &str, f: impl FnOnce(Arc<Self>) + Send + 'static) -> Result<(), Error> {
         let core = self.clone();
         let spawned = std::thread::Builder::new().name(format!("zephserver-{name}")).spawn(move || f(core));
@@ -170,12 +182,16 @@ impl Core {
         // Not before: wrong settings leave nothing behind, no log either.
         http.iter().for_each(|address| tracing::info!("http: listens on {address}"));
         remarks.iter().for_each(|remark| tracing::warn!("{}: {remark}", self.settings.file.display()));
+        let libraries: Vec<String> = loaded.iter().map(|loaded| loaded.name.clone()).collect();
         let (ticket, started) = crossbeam_channel::bounded(1);
         let gone = |_| Error::Stopped;
         self.manager.send(Message::Adopt(loaded, listed)).map_err(gone)?;
         self.manager.send(Message::StartAll(ticket)).map_err(gone)?;
         match started.recv() {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => {
+                libraries.iter().for_each(|library| loader.copies.prune(library));
+                Ok(())
+            }
             Ok(Err(_)) if !wanted() => Err(Error::Stopped),
             Ok(Err(reason)) => Err(Error::Start(reason)),
             Err(_) => Err(Error::Stopped),
@@ -207,7 +223,7 @@ impl Server {
             .map_err(Error::io("cannot make the folder STATE_PATH", &settings.state_path))?;
         let writer = core.history.open(&settings.state_path);
         // Before any thread: where they cannot be opened, nothing is to be undone but the folder.
-        let clean_up = |_: &Error| loader.clean_up(&settings.state_path);
+        let clean_up = |_: &Error| loader.copies.clean_up(&settings.state_path);
         let listener = settings.http_address.map(http::listen).transpose().inspect_err(clean_up)?;
         let control = Control::open(&settings.control_socket, core.desk.clone())
             .map_err(Error::io("cannot open the control socket", &settings.control_socket))
@@ -215,9 +231,7 @@ impl Server {
         let http = listener.map(|listener| Http::serve(listener, core.desk.clone())).transpose();
         let http = http.map_err(Error::io("cannot answer over HTTP; settings", &settings.file))?;
         let queues = (core.manager.clone(), messages);
-        let (bus, listeners, phases) = (core.bus.clone(), core.listeners.clone(), core.phases.clone());
-        let (history, jobs) = (core.history.clone(), core.jobs.clone());
-        let manager = Manager::new(bus, core.current.clone(), listeners, phases, history, queues, jobs);
+        let manager = Manager::new(core.tools(&loader), queues, core.jobs.clone());
         core.thread("history", move |_| writer.run())?;
         core.thread("manager", move |_| manager.run())?;
         core.thread("clock", |core| core.bus.run_clock())?;
@@ -361,7 +375,6 @@ fn end(
     }
     core.listeners.close();
     if matches!(error, Some(Error::Settings(_))) {
-        loader.clean_up(&core.settings.state_path);
         if let Some(log) = core.settings.log_path.as_deref().filter(|_| !had_log) {
             remove_if_empty(log);
         }
@@ -371,6 +384,11 @@ fn end(
     }
     // Before the next server may have the files.
     core.history.close();
+    if matches!(error, Some(Error::Settings(_) | Error::Start(_))) {
+        // Builds with which nothing could start must not push out those that served. Not before the history
+        // has its last line: the folder goes, where it is empty.
+        loader.copies.clean_up(&core.settings.state_path);
+    }
     http.into_iter().for_each(Http::close);
     control.remove_file();
     drop(lock);

@@ -25,6 +25,7 @@ mod bad_builds;
 mod by_hand;
 mod copies;
 mod reload;
+mod rollback;
 
 mod chat;
 mod client;

@@ -228,5 +228,5 @@ fn generations_are_counted_and_go_when_they_are_idle() {
     });
     assert_eq!((&status["generations"]["loaded"], &status["generations"]["copies"]), (&json!(6), &json!(6)));
     let copies = std::fs::read_dir(server.path(".zephserver/copies/trouble")).unwrap().count();
-    assert_eq!(copies, 3, "kept for rollback");
+    assert_eq!(copies, 1, "of one content");
 }

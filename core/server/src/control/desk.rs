@@ -24,6 +24,7 @@ const VERBS: &[(&str, &str)] = &[
     ("disable", "NAME stop it; no call brings it back"),
     ("restart", "NAME stop and start it"),
     ("reload", "NAME load its library anew and hand over"),
+    ("rollback", "NAME [HASH] hand over to the build before, or to that one; --list: to which"),
     ("apply", "[--dry-run] make what changed in the settings file count"),
     ("call", "NAME METHOD [JSON] call a service"),
     ("version", "which server this is"),
@@ -64,6 +65,7 @@ impl Desk {
             "disable" => self.ask(Command::Disable(name(verb, rest)?)),
             "restart" => self.ask(Command::Restart(name(verb, rest)?)),
             "reload" => self.reload(&name(verb, rest)?),
+            "rollback" => self.rollback(rest),
             "apply" => self.apply(rest),
             "call" => self.call(rest),
             "version" => Ok(json!({"zephserver": env!("CARGO_PKG_VERSION")})),
@@ -79,14 +81,44 @@ impl Desk {
         answer.recv().unwrap_or_else(|_| Err(gone()))
     }
 
-    /// NAME is a library's name, or the path of one of its services.
     fn reload(&self, name: &str) -> Result<Value, Error> {
+        let library = self.library(name)?;
+        self.work(|ticket| Job::Reload { library, origin: Origin::Asked, ticket })
+    }
+
+    /// To the build before, or to the one whose hash begins like the second word.
+    fn rollback(&self, rest: &str) -> Result<Value, Error> {
+        let (library, build) = match rest.split_whitespace().collect::<Vec<_>>().as_slice() {
+            [name, "--list"] => return self.kept(&self.library(name)?),
+            [name] => (self.library(name)?, None),
+            [name, hash] => (self.library(name)?, Some(hash.to_ascii_lowercase())),
+            _ => {
+                let text = "usage: rollback NAME [HASH], or rollback NAME --list, where NAME is a service's path or \
+                            its library's name, and HASH the first letters of a kept build's hash";
+                return Err(Error::invalid(text));
+            }
+        };
+        self.work(|ticket| Job::Rollback { library, build, ticket })
+    }
+
+    /// The builds of a library that are kept.
+    fn kept(&self, library: &str) -> Result<Value, Error> {
+        let plugins = self.ask(Command::Plugins)?;
+        let plugin = plugins.as_array().into_iter().flatten().find(|plugin| plugin["name"] == library);
+        Ok(plugin.map_or(Value::Null, |plugin| plugin["kept"].clone()))
+    }
+
+    /// The library of a name: its own, or the path of one of its services.
+    fn library(&self, name: &str) -> Result<String, Error> {
         // So that an unknown name gets the same answer, with the nearest known one, as everywhere.
         self.ask(Command::Services(Some(name.into())))?;
-        let library = name.split('/').next().unwrap_or(name).into();
+        Ok(name.split('/').next().unwrap_or(name).into())
+    }
+
+    /// Has the reload thread do something.
+    fn work(&self, job: impl FnOnce(Ticket) -> Job) -> Result<Value, Error> {
         let (ticket, answer) = Ticket::new();
-        let job = Job::Reload { library, origin: Origin::Asked, ticket };
-        self.jobs.try_send(job).map_err(|_| Error::busy("too many reloads wait already"))?;
+        self.jobs.try_send(job(ticket)).map_err(|_| Error::busy("too many reloads wait already"))?;
         answer.recv().unwrap_or_else(|_| Err(Error::unavailable("the server is stopping")))
     }
 
@@ -97,10 +129,7 @@ impl Desk {
             "--dry-run" => ApplyMode::DryRun,
             _ => return Err(Error::invalid("usage: apply [--dry-run]")),
         };
-        let (ticket, answer) = Ticket::new();
-        let job = Job::Apply { mode, origin: Origin::Asked, ticket };
-        self.jobs.try_send(job).map_err(|_| Error::busy("too many reloads wait already"))?;
-        answer.recv().unwrap_or_else(|_| Err(Error::unavailable("the server is stopping")))
+        self.work(|ticket| Job::Apply { mode, origin: Origin::Asked, ticket })
     }
 
     fn call(&self, rest: &str) -> Result<Value, Error> {

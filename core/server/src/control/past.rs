@@ -35,7 +35,8 @@ impl Desk {
         let waits = service["state"] == "waiting";
         let waiting = self.history.last(|entry| of_service(entry) && entry.what == What::Waiting);
         let is_refused = service["refused"].is_string();
-        let refused = self.history.last(|entry| entry.name == library && entry.what == What::Refused);
+        let is_refusal = |entry: &Entry| matches!(entry.what, What::Refused | What::RolledBack);
+        let refused = self.history.last(|entry| entry.name == library && is_refusal(entry));
         Ok(json!({
             "service": path,
             "state": service["state"],

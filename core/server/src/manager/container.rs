@@ -56,6 +56,8 @@ pub struct Container {
 /// The present instance of a service.
 pub struct Life {
     pub id: ServiceId,
+    /// What it is made of.
+    pub loaded: Arc<Loaded>,
     pub generation: u32,
     pub hash: String,
     pub orders: Sender<Order>,
@@ -77,9 +79,10 @@ pub struct Retired {
 }
 
 impl Life {
-    pub fn new(id: ServiceId, loaded: &Loaded, orders: Sender<Order>) -> Self {
+    pub fn new(id: ServiceId, loaded: &Arc<Loaded>, orders: Sender<Order>) -> Self {
         Self {
             id,
+            loaded: loaded.clone(),
             generation: loaded.generation,
             hash: short(&loaded.hash).into(),
             orders,

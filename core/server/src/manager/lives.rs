@@ -80,8 +80,8 @@ impl Manager {
     pub(super) fn on_checkpoint(&mut self, id: ServiceId, bytes: Vec<u8>) {
         let container = id.slot().and_then(|slot| self.containers.get_mut(&slot));
         let Some(container) = container.filter(|container| container.is_now(id)) else { return };
-        let plugin = self.plugins.get(&container.path.library);
-        let declared = plugin.and_then(|plugin| plugin.loaded.declaration.service(&container.path.kind));
+        let loaded = container.life.as_ref().map(|life| life.loaded.clone());
+        let declared = loaded.as_ref().and_then(|loaded| loaded.declaration.service(&container.path.kind));
         let version = declared.map_or(0, |service| service.state_version);
         let state = zeph_abi::Exported { bytes, fds: Vec::new() };
         container.checkpoint = Some(life::Inherited { version, state });

@@ -5,6 +5,7 @@
 //! a plugin's code and never waits for one, so that `status` and `stop` always get through.
 
 mod apply;
+mod back;
 mod command;
 mod container;
 mod lives;
@@ -30,13 +31,14 @@ use crate::bus::Bus;
 use crate::history::{Entry, History, What};
 use crate::life;
 use crate::listener::Listeners;
-use crate::loader::{Loaded, short};
+use crate::loader::{Loaded, Loader, short};
 use crate::messages::{Job, Listed, Message};
 use crate::phase::{Phase, Phases};
 use crate::registry::Down;
 use crate::settings::Current;
 use crate::supervisor::{Conditions, Event, State};
 
+use back::{Verdict, Watch};
 pub use command::{listed, unknown_verb};
 use container::{Container, Retired};
 pub use order::start_order;
@@ -44,12 +46,16 @@ use whole::{Shutdown, Startup};
 
 /// One plugin as far as it is known.
 pub struct Plugin {
-    /// What is loaded of it.
+    /// What new instances are made of.
     pub loaded: Arc<Loaded>,
+    /// The highest generation so far.
+    pub newest: u32,
     /// Why its newest file is not loaded: hash and reason.
     pub refused: Option<(String, String)>,
     /// The hash of a newer file that is loaded only when somebody asks for it.
     pub waiting: Option<String>,
+    /// What is loaded is new, and if it fails, the build before serves again.
+    pub watch: Option<Watch>,
 }
 
 impl Plugin {
@@ -60,11 +66,22 @@ impl Plugin {
     }
 }
 
+/// What the manager works with, and others as well.
+pub struct Tools {
+    pub bus: Arc<Bus>,
+    pub settings: Current,
+    pub listeners: Arc<Listeners>,
+    pub loader: Arc<Loader>,
+    pub phases: Phases,
+    pub history: History,
+}
+
 /// All services of a server.
 pub struct Manager {
     bus: Arc<Bus>,
     settings: Current,
     listeners: Arc<Listeners>,
+    loader: Arc<Loader>,
     phases: Phases,
     history: History,
     messages: Receiver<Message>,
@@ -91,18 +108,16 @@ fn roll() -> f64 {
 
 impl Manager {
     pub fn new(
-        bus: Arc<Bus>,
-        settings: Current,
-        listeners: Arc<Listeners>,
-        phases: Phases,
-        history: History,
+        tools: Tools,
         (sender, messages): (Sender<Message>, Receiver<Message>),
         jobs: Sender<Job>,
     ) -> Self {
+        let Tools { bus, settings, listeners, loader, phases, history } = tools;
         Self {
             bus,
             settings,
             listeners,
+            loader,
             phases,
             history,
             messages,
@@ -133,10 +148,16 @@ impl Manager {
     }
 
     fn register(&mut self, loaded: Arc<Loaded>, cause: &str) {
+        self.note_loaded(&loaded, cause);
+        let (name, newest) = (loaded.name.clone(), loaded.generation);
+        self.plugins.insert(name, Plugin { loaded, newest, refused: None, waiting: None, watch: None });
+    }
+
+    /// New instances are made of this build from now on.
+    fn note_loaded(&mut self, loaded: &Loaded, cause: &str) {
         self.generations += 1;
         let entry = Entry::new(loaded.name.clone(), What::Loaded);
         self.history.record(entry.of_build(loaded.generation, &loaded.hash).because(cause));
-        self.plugins.insert(loaded.name.clone(), Plugin { loaded, refused: None, waiting: None });
     }
 
     /// Makes room for a service that does not run yet.
@@ -153,7 +174,9 @@ impl Manager {
     pub fn run(mut self) {
         loop {
             let wakes = self.containers.values().filter_map(|container| container.wake);
-            let wake = wakes.chain(self.shutdown.as_ref().and_then(|shutdown| shutdown.until)).min();
+            let watches = self.plugins.values().filter_map(|plugin| Some(plugin.watch.as_ref()?.until));
+            let shutdown = self.shutdown.as_ref().and_then(|shutdown| shutdown.until);
+            let wake = wakes.chain(watches).chain(shutdown).min();
             let message = match wake {
                 Some(at) => self.messages.recv_deadline(at),
                 None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -170,6 +193,7 @@ impl Manager {
 
     fn wake_due(&mut self) {
         let now = Instant::now();
+        self.end_watches(now);
         if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.until.is_some_and(|until| until <= now)) {
             self.go_on();
         }
@@ -238,11 +262,20 @@ impl Manager {
 
     /// Takes an event of a service: asks the supervisor and does what it says.
     fn step(&mut self, slot: u32, event: Event) {
-        let conditions = Conditions { now: Instant::now(), roll: roll(), needs: self.needs(slot) };
         let Some(container) = self.containers.get_mut(&slot) else { return };
         if container.reloading {
             return container.postponed.push(event);
         }
+        match self.verdict(slot, event) {
+            Verdict::Usual => self.step_now(slot, event),
+            verdict => self.go_back(slot, verdict),
+        }
+    }
+
+    /// The same, whatever else is under way.
+    fn step_now(&mut self, slot: u32, event: Event) {
+        let conditions = Conditions { now: Instant::now(), roll: roll(), needs: self.needs(slot) };
+        let Some(container) = self.containers.get_mut(&slot) else { return };
         let before = container.supervisor.state();
         let actions = container.supervisor.step(event, conditions);
         container.record_step(before, event);

@@ -10,12 +10,13 @@ use zeph_contract::Error;
 use zeph_contract::event::Change;
 
 use super::Manager;
+use super::back::Watch;
 use super::container::{Container, Life, Retired};
 use crate::bus::Bus;
 use crate::history::What;
 use crate::life;
 use crate::loader::Loaded;
-use crate::messages::{Candidate, Extent, Message, Origin, Replacing, Standing, Subject, Wanted};
+use crate::messages::{Candidate, Direction, Extent, Message, Replacing, Standing, Subject, Wanted};
 use crate::settings::Reload;
 use crate::supervisor::{Event, State};
 
@@ -28,6 +29,7 @@ pub(super) fn subject(container: &Container) -> Option<Subject> {
         id: life.id,
         slot: container.slot,
         path: container.path.clone(),
+        loaded: life.loaded.clone(),
         values: container.settings.values.clone(),
         wanted: if container.settings_refused.is_some() { Wanted::Kept } else { Wanted::OfFile },
         options: container.settings.options.clone(),
@@ -39,8 +41,8 @@ pub(super) fn subject(container: &Container) -> Option<Subject> {
 impl Manager {
     pub(super) fn on_replacing(&mut self, step: Replacing) {
         match step {
-            Replacing::Begin { library, ticket } => {
-                let _ = ticket.send(self.subjects(&library));
+            Replacing::Begin { library, but, ticket } => {
+                let _ = ticket.send(self.subjects(&library, but));
             }
             Replacing::Hold { library, extent, ids, ticket } => {
                 let held = self.hold(&library, extent, &ids);
@@ -49,8 +51,8 @@ impl Manager {
             Replacing::Candidate { id, events } => {
                 self.candidates.insert(id, events);
             }
-            Replacing::Commit { loaded, origin, candidates, ticket } => {
-                let done = self.commit(loaded, origin, candidates);
+            Replacing::Commit { loaded, direction, candidates, ticket } => {
+                let done = self.commit(&loaded, direction, candidates);
                 let _ = ticket.send(done);
             }
             Replacing::Abort { library, refused } => self.abort(&library, refused),
@@ -72,8 +74,8 @@ impl Manager {
         }
     }
 
-    /// What is to be replaced, as it stands now. Nothing is held yet.
-    fn subjects(&self, library: &str) -> Result<Standing, Error> {
+    /// What is to be replaced, as it stands now, but for what runs with a generation. Nothing is held yet.
+    fn subjects(&self, library: &str, but: Option<u32>) -> Result<Standing, Error> {
         let Some(plugin) = self.plugins.get(library) else {
             return Err(Error::not_found(format!(
                 "plugin `{library}` is not loaded; start it: zephserver start {library}"
@@ -82,9 +84,10 @@ impl Manager {
         if self.is_stopping() || self.startup.is_some() {
             return Err(Error::unavailable("the server starts or stops; nothing is reloaded meanwhile"));
         }
-        let (loaded, refused) = (plugin.loaded.clone(), plugin.refused.clone());
+        let (loaded, newest, refused) = (plugin.loaded.clone(), plugin.newest, plugin.refused.clone());
+        let is_meant = |c: &&Container| but.is_none() || c.life.as_ref().map(|life| life.generation) != but;
         let mut subjects = Vec::new();
-        for container in self.of_library(library) {
+        for container in self.of_library(library).filter(is_meant) {
             match container.supervisor.state() {
                 State::Enabled => subjects.extend(subject(container)),
                 State::Starting | State::Stopping { .. } => {
@@ -96,15 +99,15 @@ impl Manager {
         }
         let is_manual = |container: &Container| container.settings.options.reload == Reload::Manual;
         let reload = if self.of_library(library).any(is_manual) { Reload::Manual } else { Reload::Automatic };
-        Ok(Standing { loaded, subjects, refused, reload })
+        Ok(Standing { loaded, newest, subjects, refused, reload })
     }
 
-    fn of_library(&self, library: &str) -> impl Iterator<Item = &Container> {
+    pub(super) fn of_library(&self, library: &str) -> impl Iterator<Item = &Container> {
         let containers = self.order.iter().filter_map(|slot| self.containers.get(slot));
         containers.filter(move |container| container.path.library == library)
     }
 
-    /// Leaves these services alone from now on, if they are still the same.
+    /// Leaves these services alone from now on, if they are still the same, and all that is to be replaced.
     fn hold(&mut self, library: &str, extent: Extent, ids: &[ServiceId]) -> Result<(), Error> {
         if self.is_stopping() {
             return Err(Error::unavailable("the server stops"));
@@ -116,11 +119,17 @@ impl Manager {
         if let Some(changed) = ids.iter().find(|id| !is_same(id)) {
             return Err(Error::busy(format!("{} changed meanwhile; try again", self.bus.who(*changed))));
         }
-        let runs = |c: &&Container| {
-            matches!(c.supervisor.state(), State::Starting | State::Enabled | State::Stopping { .. })
-        };
-        if extent == Extent::Library && self.of_library(library).filter(runs).count() != ids.len() {
-            return Err(Error::busy(format!("a service of {library} started meanwhile; try again")));
+        if let Extent::Library { but } = extent {
+            let runs = |c: &&Container| {
+                c.life.as_ref().is_none_or(|life| life.generation != but)
+                    && matches!(
+                        c.supervisor.state(),
+                        State::Starting | State::Enabled | State::Stopping { .. }
+                    )
+            };
+            if self.of_library(library).filter(runs).count() != ids.len() {
+                return Err(Error::busy(format!("a service of {library} started meanwhile; try again")));
+            }
         }
         for slot in ids.iter().filter_map(|id| id.slot()) {
             self.with(slot, |container| container.reloading = true);
@@ -130,9 +139,9 @@ impl Manager {
 
     fn commit(
         &mut self,
-        loaded: Arc<Loaded>,
-        origin: Origin,
-        candidates: Vec<Candidate>,
+        loaded: &Arc<Loaded>,
+        direction: Direction,
+        mut candidates: Vec<Candidate>,
     ) -> Result<(), Error> {
         let is_held = |candidate: &Candidate| {
             self.containers.get(&candidate.slot).is_some_and(|container| container.reloading)
@@ -140,20 +149,52 @@ impl Manager {
         if self.is_stopping() || !candidates.iter().all(is_held) {
             return Err(Error::unavailable("the server stops"));
         }
-        let library = loaded.name.clone();
-        self.register(loaded.clone(), origin.reason());
+        if direction != Direction::Follow {
+            let watch = self.begin_watch(loaded, &mut candidates, direction);
+            self.make_present(loaded, direction, watch);
+        }
         for candidate in candidates {
-            self.take_over(&loaded, (What::Reloaded, origin.reason()), candidate);
+            self.take_over(loaded, direction.in_history(), candidate);
         }
-        self.release(&library);
-        // Who failed with the old build, rests with it, or came to life during the last steps.
-        let is_old = |c: &&Container| c.life.as_ref().is_none_or(|life| life.generation != loaded.generation);
-        let runs = |c: &&Container| c.supervisor.state() != State::Available;
-        let old: Vec<u32> = self.of_library(&library).filter(is_old).filter(runs).map(|c| c.slot).collect();
-        for slot in old {
-            self.wish(slot, Event::NewBuild, NEW_BUILD);
+        if direction != Direction::Follow {
+            // Who failed with the old build, rests with it, or came to life during the last steps.
+            self.renew_others(loaded, NEW_BUILD, |_| true);
         }
+        // Last: what was postponed may be that the new build has failed already.
+        self.release(&loaded.name);
         Ok(())
+    }
+
+    /// New instances are made of this build from now on.
+    fn make_present(&mut self, loaded: &Arc<Loaded>, direction: Direction, watch: Option<Watch>) {
+        let (_, cause) = direction.in_history();
+        self.note_loaded(loaded, cause);
+        let Some(plugin) = self.plugins.get_mut(&loaded.name) else { return };
+        plugin.newest = plugin.newest.max(loaded.generation);
+        plugin.loaded = loaded.clone();
+        plugin.watch = watch;
+        // A file that was refused, or waited, before a rollback does so after it.
+        let stays = |hash: &String| direction == Direction::Back && *hash != loaded.hash;
+        plugin.refused = plugin.refused.take().filter(|(bad, _)| stays(bad));
+        plugin.waiting = plugin.waiting.take().filter(stays);
+    }
+
+    /// Has services of a library that are not handed over begin with its present build.
+    pub(super) fn renew_others(
+        &mut self,
+        loaded: &Loaded,
+        reason: &'static str,
+        is_meant: impl Fn(&Container) -> bool,
+    ) {
+        let is_other = |c: &&Container| {
+            c.life.as_ref().is_none_or(|life| life.generation != loaded.generation)
+                && c.supervisor.state() != State::Available
+                && is_meant(c)
+        };
+        let others: Vec<u32> = self.of_library(&loaded.name).filter(is_other).map(|c| c.slot).collect();
+        for slot in others {
+            self.wish(slot, Event::NewBuild, reason);
+        }
     }
 
     pub(super) fn take_over(
@@ -162,7 +203,7 @@ impl Manager {
         (what, cause): (What, &str),
         candidate: Candidate,
     ) {
-        let Candidate { slot, id, orders, instance, values, inherits, events, returned } = candidate;
+        let Candidate { slot, id, orders, instance, values, inherits, events, returned, .. } = candidate;
         self.candidates.remove(&id);
         // This thread forwards them: whatever came before now is in the channel.
         let later = events.try_iter().filter_map(|event| match event {

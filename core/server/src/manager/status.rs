@@ -87,6 +87,7 @@ impl Manager {
             "refused": plugin.and_then(|plugin| plugin.refused.as_ref()).map(|(_, reason)| reason),
             "settings_refused": container.settings_refused,
             "waiting_build": plugin.and_then(Plugin::waiting_build),
+            "pinned": self.loader.pins.text(&container.path.library),
             "slow_calls": slot.map_or(0, |slot| slot.slow_calls.load(Ordering::Relaxed)),
             "events_dropped": slot.map_or(0, |slot| slot.mailbox.dropped()),
             "metrics": container.metrics,
@@ -103,6 +104,20 @@ impl Manager {
         };
         let containers = slots.iter().filter_map(|slot| self.containers.get(slot));
         Ok(Value::Array(containers.map(|container| self.view(container)).collect()))
+    }
+
+    /// The builds of a plugin that are kept on disk, the youngest first.
+    fn kept(&self, name: &str, plugin: &Plugin) -> Value {
+        let refused = |hash: &str| plugin.refused.as_ref().filter(|(bad, _)| bad == hash);
+        let kept = self.loader.copies.kept(name).into_iter().map(|kept| {
+            json!({
+                "hash": short(&kept.hash),
+                "loaded_at": seconds(kept.at),
+                "runs": kept.hash == plugin.loaded.hash,
+                "refused": refused(&kept.hash).map(|(_, reason)| reason),
+            })
+        });
+        kept.collect()
     }
 
     /// Loaded plugins with what they declare, and files that nobody asked for: those are not opened.
@@ -125,6 +140,9 @@ impl Manager {
                 "verbs": loaded.declaration.services.iter().flat_map(|kind| &kind.verbs).collect::<Vec<_>>(),
                 "refused": plugin.refused.as_ref().map(|(_, reason)| reason),
                 "waiting_build": plugin.waiting_build(),
+                "watched": plugin.watch.is_some(),
+                "pinned": self.loader.pins.text(name),
+                "kept": self.kept(name, plugin),
             }));
         }
         for (name, file) in self.settings.get().library_files() {

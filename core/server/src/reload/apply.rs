@@ -22,7 +22,7 @@ use crate::error::Error as ServerError;
 use crate::inventory::{self, Inventory};
 use crate::loader::{self, Loaded};
 use crate::logging;
-use crate::messages::{ApplyMode, Applying, Command, Message, Origin, Replacing, Ticket, World};
+use crate::messages::{ApplyMode, Applying, Command, Extent, Message, Origin, Ticket, World};
 use crate::settings::{
     Change, Effect, Faults, ServiceOptions, ServicePath, ServiceSettings, Settings, Stance, What, difference,
 };
@@ -157,11 +157,12 @@ impl Reloader {
         let refused = |reason: String| ServerError::Start(format!("{path}: {reason}"));
         let file = settings.library_file(name).ok_or_else(|| inventory::missing(settings, path))?;
         let checked = loader::check(&file).map_err(|refusal| refused(refusal.to_string()))?;
-        if let Some(known) = memory.opened.get(name).filter(|known| known.hash == checked.hash) {
+        let chosen = self.loader.pins.choose(&self.loader.copies, name, checked);
+        if let Some(known) = memory.opened.get(name).filter(|known| known.hash == chosen.hash) {
             return Ok(known.clone());
         }
-        let loaded = self.load(name, checked, 1).map_err(|failed| refused(failed.error.text))?;
-        let loaded = Arc::new(loaded);
+        let loaded = self.load(name, chosen, 1).map_err(|failed| refused(failed.error.text))?;
+        let loaded = Arc::new(Loaded { file, ..loaded });
         memory.opened.insert(name.clone(), loaded.clone());
         Ok(loaded)
     }
@@ -171,6 +172,7 @@ impl Reloader {
         let Plan { settings, opened, order, changes, remarks } = plan;
         for loaded in opened {
             memory.opened.remove(&loaded.name);
+            self.loader.copies.prune(&loaded.name);
             self.tell_manager(Applying::Opened(loaded));
         }
         if settings.log_level != self.settings.look().log_level {
@@ -228,12 +230,11 @@ impl Reloader {
         let step = |ticket| Applying::Settings { path: owned, settings: wanted, ticket };
         let Some((loaded, subject)) = self.ask_applying(step)?? else { return Ok(()) };
         let mut passages = Vec::new();
-        let passed = self.pass(&loaded, &loaded, vec![subject], &mut passages);
-        let arrived = passed.and_then(|()| self.commit(&loaded, &settings.options, &passages));
+        let passed = self.pass(&loaded, Extent::Services, vec![subject], &mut passages);
+        let arrived = passed.and_then(|()| self.commit(&loaded, &settings.options, &mut passages));
         arrived.map_err(|failed| {
             passages.into_iter().for_each(|passage| self.turn_back(passage));
-            let abort = Replacing::Abort { library: path.library.clone(), refused: None };
-            let _ = self.manager.send(Message::Replacing(abort));
+            self.abort(&path.library, None);
             failed.error
         })
     }
@@ -242,9 +243,9 @@ impl Reloader {
         &self,
         loaded: &Arc<Loaded>,
         options: &ServiceOptions,
-        passages: &[Passage],
+        passages: &mut [Passage],
     ) -> Result<(), Failed> {
-        let Some(candidate) = passages.first().map(Passage::arrive) else { return Ok(()) };
+        let Some(candidate) = passages.first_mut().map(Passage::arrive) else { return Ok(()) };
         let (loaded, options) = (loaded.clone(), options.clone());
         let step = |ticket| Applying::Commit { loaded, candidate, options, ticket };
         self.ask_applying(step).and_then(|committed| committed).map_err(Failed::later)

@@ -12,6 +12,7 @@
 //! their own, so that a step that hangs costs its time limit and no more.
 
 mod apply;
+mod back;
 mod jobs;
 mod passage;
 
@@ -30,7 +31,7 @@ use crate::history::{Entry, History, What};
 use crate::life::{self, Birth, Inherited, Order};
 use crate::loader::{self, Loaded, Loader, short};
 use crate::messages::{
-    Command, Extent, Job, Message, Origin, Replacing, Standing, Subject, Ticket, Wanted, from_life,
+    Command, Direction, Extent, Job, Message, Origin, Replacing, Standing, Subject, Ticket, Wanted, from_life,
 };
 use crate::settings::{Current, Reload, check_service};
 use apply::Memory;
@@ -84,6 +85,10 @@ impl Reloader {
             match job {
                 Job::Open { library, waiting } => self.open_for(&library, waiting),
                 Job::Reload { library, origin, ticket } => ticket.answer(self.reload(&library, origin)),
+                Job::Rollback { library, build, ticket } => {
+                    ticket.answer(self.rollback(&library, build.as_deref()));
+                }
+                Job::Follow { from, to } => self.follow(&from, &to),
                 Job::Apply { mode, origin, ticket } => {
                     ticket.answer(self.apply(&mut jobs, &mut memory, mode, origin));
                 }
@@ -101,7 +106,10 @@ impl Reloader {
         let file = self.file_of(library)?;
         let refused = |refusal: loader::Refusal| Error::new(Code::Incompatible, refusal.to_string());
         let checked = loader::check(&file).map_err(refused)?;
-        self.load(library, checked, 1).map_err(|failed| failed.error)
+        let chosen = self.loader.pins.choose(&self.loader.copies, library, checked);
+        let loaded = self.load(library, chosen, 1).map_err(|failed| failed.error)?;
+        self.loader.copies.prune(library);
+        Ok(Loaded { file, ..loaded })
     }
 
     fn file_of(&self, library: &str) -> Result<std::path::PathBuf, Error> {
@@ -121,23 +129,33 @@ impl Reloader {
         answer.recv().map_err(|_| gone())
     }
 
+    fn standing(&self, library: &str, but: Option<u32>) -> Result<Standing, Error> {
+        self.ask(|ticket| Replacing::Begin { library: library.into(), but, ticket })
+            .and_then(|standing| standing.map_err(Failed::later))
+            .map_err(|failed| failed.error)
+    }
+
+    fn abort(&self, library: &str, refused: Option<(String, String)>) {
+        let _ = self.manager.send(Message::Replacing(Replacing::Abort { library: library.into(), refused }));
+    }
+
+    /// Notes that a build did not take over.
+    fn note_refused(&self, library: &str, hash: Option<&str>, cause: &str) {
+        let entry = Entry::new(library, What::Refused).because(cause);
+        self.history.record(Entry { hash: hash.map(|hash| short(hash).into()), ..entry });
+    }
+
     fn reload(&self, library: &str, origin: Origin) -> Result<Value, Error> {
         let start = Instant::now();
-        let standing = self
-            .ask(|ticket| Replacing::Begin { library: library.into(), ticket })
-            .and_then(|standing| standing.map_err(Failed::later))
-            .map_err(|failed| failed.error)?;
+        let standing = self.standing(library, None)?;
         let mut hash = None;
         let reloaded = self.replace(library, origin, standing, &mut hash, start);
         reloaded.map_err(|failed| {
             let text = &failed.error.text;
             tracing::error!("{library}: not reloaded, the old generation serves on: {text}");
-            let entry = Entry::new(library, What::Refused).because(text);
-            self.history.record(Entry { hash: hash.as_deref().map(|hash| short(hash).into()), ..entry });
+            self.note_refused(library, hash.as_deref(), text);
             // A file that cannot even be read has no hash, and is tried again at its next change.
-            let refused = failed.file_is_bad.then(|| (hash.unwrap_or_default(), text.clone()));
-            let _ =
-                self.manager.send(Message::Replacing(Replacing::Abort { library: library.into(), refused }));
+            self.abort(library, failed.file_is_bad.then(|| (hash.unwrap_or_default(), text.clone())));
             failed.error
         })
     }
@@ -159,11 +177,14 @@ impl Reloader {
         *hash = Some(checked.hash.clone());
         if origin == Origin::Watched {
             let was_refused = standing.refused.as_ref().is_some_and(|(bad, _)| *bad == checked.hash);
+            let was_left = self.loader.pins.get(library).is_some_and(|pin| pin.file == checked.hash);
             if checked.hash == old.hash {
                 let unchanged = Replacing::Unchanged { library: library.into() };
                 let _ = self.manager.send(Message::Replacing(unchanged));
+                // Now its file is what it was rolled back to.
+                self.loader.pins.end(library);
             }
-            if checked.hash == old.hash || was_refused {
+            if checked.hash == old.hash || was_refused || was_left {
                 return Ok(json!({"plugin": library, "unchanged": true}));
             }
             if standing.reload == Reload::Manual {
@@ -172,55 +193,65 @@ impl Reloader {
                 return Ok(json!({"plugin": library, "waits": true}));
             }
         }
-        let loaded = Arc::new(self.load(library, checked, old.generation + 1)?);
+        let loaded = Arc::new(self.load(library, checked, standing.newest + 1)?);
+        let services = self.exchange(&loaded, standing.subjects, Direction::Forward(origin))?;
+        self.loader.pins.end(library);
+        Ok(said(&old, &loaded, &services, start))
+    }
+
+    /// Puts a build's services in the place of those that run, all at once, or none.
+    fn exchange(
+        &self,
+        loaded: &Arc<Loaded>,
+        subjects: Vec<Subject>,
+        direction: Direction,
+    ) -> Result<Vec<String>, Failed> {
         let mut passages = Vec::new();
-        let passed = self.pass(&old, &loaded, standing.subjects, &mut passages);
+        let extent = Extent::Library { but: loaded.generation };
+        let passed = self.pass(loaded, extent, subjects, &mut passages);
         let arrived = passed.and_then(|()| {
-            let candidates = passages.iter().map(Passage::arrive).collect();
+            let candidates = passages.iter_mut().map(Passage::arrive).collect();
             let loaded = loaded.clone();
-            let commit = |ticket| Replacing::Commit { loaded, origin, candidates, ticket };
+            let commit = |ticket| Replacing::Commit { loaded, direction, candidates, ticket };
             self.ask(commit)?.map_err(Failed::later)
         });
         if let Err(failed) = arrived {
             passages.into_iter().for_each(|passage| self.turn_back(passage));
+            // What is to be followed was loaded long ago.
+            if direction != Direction::Follow {
+                self.loader.copies.discard(&loaded.name, &loaded.hash, loaded.generation);
+            }
             return Err(failed);
         }
-        let services: Vec<_> = passages.iter().map(|passage| passage.subject.path.to_string()).collect();
+        let services = passages.iter().map(|passage| passage.subject.path.to_string()).collect();
         drop(passages);
-        let ms = start.elapsed().as_secs_f64() * 1000.0;
-        tracing::info!(
-            "{library}: generation {} ({}) replaces {} ({}) in {ms:.1} ms",
-            loaded.generation,
-            short(&loaded.hash),
-            old.generation,
-            short(&old.hash)
-        );
-        let view = |loaded: &Loaded| json!({"generation": loaded.generation, "hash": short(&loaded.hash)});
-        Ok(
-            json!({"plugin": library, "services": services, "from": view(&old), "to": view(&loaded), "ms": ms}),
-        )
+        self.loader.copies.prune(&loaded.name);
+        Ok(services)
     }
 
     /// Loads a library on a thread of its own: its constructors and declarations are the author's code.
     fn load(&self, library: &str, checked: loader::Checked, generation: u32) -> Result<Loaded, Failed> {
-        let (loader, name) = (self.loader.clone(), library.to_string());
+        let (loader, name, hash) = (self.loader.clone(), library.to_string(), checked.hash.clone());
         let load = move || loader.load(&name, &checked, generation);
         match within(Instant::now() + LOADING, load) {
             Some(loaded) => loaded.map_err(|refusal| Failed::refused(&refusal)),
-            None => Err(Failed::bad_file(too_long(library, "loading (constructors, setup, info)", LOADING))),
+            None => {
+                self.loader.copies.discard(library, &hash, generation);
+                Err(Failed::bad_file(too_long(library, "loading (constructors, setup, info)", LOADING)))
+            }
         }
     }
 
-    /// Brings all services of a library to where only the commit is missing.
+    /// Brings services of a library to where only the commit is missing.
     fn pass(
         &self,
-        old: &Loaded,
         loaded: &Arc<Loaded>,
+        extent: Extent,
         subjects: Vec<Subject>,
         passages: &mut Vec<Passage>,
     ) -> Result<(), Failed> {
         for subject in subjects {
-            passages.push(self.create(old, loaded, subject)?);
+            passages.push(self.create(loaded, subject)?);
         }
         for passage in passages.iter_mut().filter(|passage| !passage.hands_over) {
             let limit = passage.subject.options.start_timeout;
@@ -229,10 +260,9 @@ impl Reloader {
         // Only from here on is anybody held up by the reload.
         let ids = passages.iter().map(|passage| passage.subject.id).collect();
         let library = loaded.name.clone();
-        // With the same code only those are replaced whose settings have changed.
-        let extent = if std::ptr::eq(old, &**loaded) { Extent::Services } else { Extent::Library };
         self.ask(|ticket| Replacing::Hold { library, extent, ids, ticket })?.map_err(Failed::later)?;
         self.still(passages)?;
+        let is_watched = !self.bus.settings.look().limits.watch_after_reload.is_zero();
         let limit = self.bus.settings.look().limits.gate_timeout;
         let deadline = Instant::now() + limit;
         for passage in passages.iter_mut().filter(|passage| passage.hands_over) {
@@ -241,14 +271,18 @@ impl Reloader {
                 return Err(Failed::later(Error::busy(text)));
             }
             let state = passage.export(deadline, limit)?;
-            let version = passage.old_state_version;
-            passage.start(Some(Inherited { version, state }), deadline, limit)?;
+            let inherited = Inherited { version: passage.old_state_version, state };
+            // Where new content may fail soon. Descriptors are the old instance's, and end with it.
+            let is_kept =
+                is_watched && passage.subject.loaded.hash != loaded.hash && inherited.state.fds.is_empty();
+            passage.state = is_kept.then(|| inherited.clone());
+            passage.start(Some(inherited), deadline, limit)?;
         }
         Ok(())
     }
 
-    fn create(&self, old: &Loaded, loaded: &Arc<Loaded>, subject: Subject) -> Result<Passage, Failed> {
-        let path = subject.path.clone();
+    fn create(&self, loaded: &Arc<Loaded>, subject: Subject) -> Result<Passage, Failed> {
+        let (path, old) = (subject.path.clone(), subject.loaded.clone());
         let Some(declaration) = loaded.declaration.service(&path.kind).cloned() else {
             return Err(Failed::bad_file(format!("the new build has no service `{}`", path.kind)));
         };
@@ -309,6 +343,7 @@ impl Reloader {
             instance,
             hands_over,
             old_state_version,
+            state: None,
             returned: None,
             step: Step::default(),
         })
@@ -380,6 +415,21 @@ impl Reloader {
         }
         counts.into_iter().map(|(method, count)| format!("{method} ({count})")).collect::<Vec<_>>().join(", ")
     }
+}
+
+/// Says in the log and to whoever asked what replaces what.
+fn said(old: &Loaded, loaded: &Loaded, services: &[String], start: Instant) -> Value {
+    let ms = start.elapsed().as_secs_f64() * 1000.0;
+    tracing::info!(
+        "{}: generation {} ({}) replaces {} ({}) in {ms:.1} ms",
+        loaded.name,
+        loaded.generation,
+        short(&loaded.hash),
+        old.generation,
+        short(&old.hash)
+    );
+    let view = |loaded: &Loaded| json!({"generation": loaded.generation, "hash": short(&loaded.hash)});
+    json!({"plugin": loaded.name, "services": services, "from": view(old), "to": view(loaded), "ms": ms})
 }
 
 /// The settings of a new build for a service that no file speaks of, or whose newest settings were refused:

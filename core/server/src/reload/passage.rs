@@ -29,6 +29,8 @@ pub struct Passage {
     /// State passes from the old to the new.
     pub hands_over: bool,
     pub old_state_version: u32,
+    /// What the old build could begin with once more.
+    pub state: Option<Inherited>,
     /// How its main ended, if it did already.
     pub returned: Option<Result<(), Failure>>,
     pub step: Step,
@@ -153,7 +155,8 @@ impl Passage {
         }
     }
 
-    pub fn arrive(&self) -> Candidate {
+    /// Its successor, ready to serve. The passage is kept, in case that it has to turn back all the same.
+    pub fn arrive(&mut self) -> Candidate {
         Candidate {
             slot: self.subject.slot,
             id: self.id,
@@ -161,6 +164,7 @@ impl Passage {
             instance: self.instance.clone(),
             values: self.values.clone(),
             inherits: self.hands_over,
+            state: self.state.take(),
             events: self.events.clone(),
             returned: self.returned.clone(),
         }

@@ -221,8 +221,16 @@ fn own_keys(settings: &Settings) -> Vec<(&'static str, Value, Effect)> {
         service_lines: _,
         foreign: _,
     } = settings;
-    let Limits { call_timeout, gate_timeout, drain_timeout, pool_threads, watch, log_size, log_files } =
-        limits;
+    let Limits {
+        call_timeout,
+        gate_timeout,
+        drain_timeout,
+        pool_threads,
+        watch,
+        watch_after_reload,
+        log_size,
+        log_files,
+    } = limits;
     let path = |path: &std::path::Path| Value::from(path.display().to_string());
     let log_path = log_path.as_deref().map_or_else(|| Value::from(""), path);
     let member = |ClusterNode { hostname, address, port }: &ClusterNode| {
@@ -234,6 +242,7 @@ fn own_keys(settings: &Settings) -> Vec<(&'static str, Value, Effect)> {
         ("[server] gate_timeout", seconds(*gate_timeout), AtOnce),
         ("[server] drain_timeout", seconds(*drain_timeout), AtOnce),
         ("[server] watch", (*watch).into(), AtOnce),
+        ("[server] watch_after_reload", seconds(*watch_after_reload), AtOnce),
         ("[server] pool_threads", (*pool_threads).into(), NextStart),
         ("[server] log_size", (*log_size).into(), NextStart),
         ("[server] log_files", (*log_files).into(), NextStart),
@@ -252,13 +261,20 @@ impl Settings {
     /// These settings as far as they count while the server runs: the rest is as in `old`.
     pub(crate) fn until_the_next_start(&self, old: &Self) -> Self {
         let new = self.clone();
-        let Limits { call_timeout, gate_timeout, drain_timeout, watch, .. } = new.limits;
+        let Limits { call_timeout, gate_timeout, drain_timeout, watch, watch_after_reload, .. } = new.limits;
         Self {
             log_level: new.log_level,
             services: new.services,
             service_lines: new.service_lines,
             foreign: new.foreign,
-            limits: Limits { call_timeout, gate_timeout, drain_timeout, watch, ..old.limits.clone() },
+            limits: Limits {
+                call_timeout,
+                gate_timeout,
+                drain_timeout,
+                watch,
+                watch_after_reload,
+                ..old.limits.clone()
+            },
             ..old.clone()
         }
     }

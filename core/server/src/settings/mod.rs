@@ -47,6 +47,7 @@ const SERVER_KEYS: &[&str] = &[
     "drain_timeout",
     "pool_threads",
     "watch",
+    "watch_after_reload",
     "log_size",
     "log_files",
     "http_address",
@@ -148,6 +149,8 @@ pub struct Limits {
     pub pool_threads: usize,
     /// Whether changed plugin files are loaded without being asked.
     pub watch: bool,
+    /// For how long a new build that fails is replaced by the one before; zero: never.
+    pub watch_after_reload: Duration,
     /// How large the log file may grow before it is put aside, in bytes; 0: as large as it likes.
     pub log_size: u64,
     /// How many log files that were put aside are kept.
@@ -162,6 +165,7 @@ impl Default for Limits {
             drain_timeout: Duration::from_secs(30),
             pool_threads: 16,
             watch: true,
+            watch_after_reload: Duration::from_secs(10),
             log_size: 64 * 1024 * 1024,
             log_files: 5,
         }

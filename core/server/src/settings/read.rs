@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::fault::nearest;
 use super::tree::{Node, Table, Written};
@@ -197,6 +198,15 @@ impl Reader {
                 limits.watch
             }
         };
+        let watch_after_reload = match server.remove("watch_after_reload") {
+            None => limits.watch_after_reload,
+            Some(Node { value: Written::Integer(0), .. }) => Duration::ZERO,
+            Some(node) => plugin::seconds(&node).unwrap_or_else(|| {
+                let what = "a number of seconds, 0 for never";
+                self.faults.push(Fault::wrong_type(node.line, "watch_after_reload", what, &node));
+                limits.watch_after_reload
+            }),
+        };
         self.server = server;
         let most_files = i64::from(MOST_LOG_FILES);
         let pool_threads = self.whole("pool_threads", 1..=1024).map(|number| number as usize);
@@ -207,6 +217,7 @@ impl Reader {
             log_size: log_size.unwrap_or(limits.log_size),
             log_files: log_files.unwrap_or(limits.log_files),
             watch,
+            watch_after_reload,
             ..limits
         }
     }

@@ -76,6 +76,18 @@ fn faults_name_line_reason_and_nearest_name() {
     assert!(fault("").contains("SERVICE_LIST is missing"));
 }
 
+#[test]
+fn a_new_build_may_go_unwatched() {
+    let watched = |line: &str| {
+        parse(&format!("SERVICE_LIST = []\n[server]\n{line}"))
+            .map(|settings| settings.limits.watch_after_reload)
+    };
+    assert_eq!(watched("").unwrap(), Duration::from_secs(10));
+    assert_eq!(watched("watch_after_reload = 0").unwrap(), Duration::ZERO);
+    assert_eq!(watched("watch_after_reload = 0.5").unwrap(), Duration::from_millis(500));
+    assert!(fault("SERVICE_LIST = []\n[server]\nwatch_after_reload = -1").contains("0 for never"));
+}
+
 fn declaration() -> ServiceDeclaration {
     let setting = |name: &str, value_type, alias: Option<&str>| SettingDeclaration {
         name: name.into(),

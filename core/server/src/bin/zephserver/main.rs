@@ -17,8 +17,8 @@ use zephserver::{Error, Settings, exit};
 /// Ask a running server, check settings, or print the log.
 ///
 /// VERB is `check`, `logs [-f] [-n LINES] [NAME]`, or one of the running server's own: status, services,
-/// plugins, history, why, start, disable, restart, reload, apply, call, version, stop, and what its plugins
-/// declare; `zephserver help` lists them all.
+/// plugins, history, why, start, disable, restart, reload, rollback, apply, call, version, stop, and what its
+/// plugins declare; `zephserver help` lists them all.
 #[derive(Parser)]
 #[command(version, disable_help_subcommand = true)]
 struct Arguments {

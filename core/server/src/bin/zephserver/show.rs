@@ -1,5 +1,6 @@
 //! Answers as people read them.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,6 +23,13 @@ pub fn answer(verb: &str, answer: &Value) {
         "why" => past::why(answer),
         "help" => help(answer),
         "reload" => reload(answer),
+        "rollback" if answer.is_array() => builds(answer),
+        "rollback" => {
+            reload(answer);
+            if let Value::String(pinned) = &answer["pinned"] {
+                line(pinned);
+            }
+        }
         "apply" => apply(answer),
         "version" => line(&format!("zephserver {}", text(&answer["zephserver"]))),
         "start" | "disable" | "restart" => each(answer, |one| {
@@ -123,6 +131,16 @@ fn kept(generations: &Value) -> String {
 fn services(answer: &Value) {
     let rows: Vec<Vec<String>> = answer.as_array().into_iter().flatten().map(service_row).collect();
     print(&["SERVICE", "STATE", "SINCE", "GEN", "RESTARTS", "LAST FAILURE"], &rows);
+    let library = |service: &Value| text(&service["name"]).split('/').next().unwrap_or_default().to_string();
+    rolled_back(answer.as_array().into_iter().flatten().map(|service| (library(service), service)));
+}
+
+/// A line for each library that runs with another build than its file.
+fn rolled_back<'a>(places: impl Iterator<Item = (String, &'a Value)>) {
+    let pinned = places.filter_map(|(library, place)| Some((library, place["pinned"].as_str()?)));
+    for (library, text) in pinned.collect::<BTreeMap<_, _>>() {
+        line(&format!("\n{library}: {text}"));
+    }
 }
 
 fn service_row(service: &Value) -> Vec<String> {
@@ -173,6 +191,21 @@ fn plugins(answer: &Value) {
             line(&format!("\n{}: new build {waiting}", text(&plugin["name"])));
         }
     }
+    rolled_back(answer.as_array().into_iter().flatten().map(|plugin| (text(&plugin["name"]), plugin)));
+}
+
+/// The builds that are kept of a library.
+fn builds(answer: &Value) {
+    let row = |build: &Value| {
+        let state = match (build["runs"].as_bool(), &build["refused"]) {
+            (Some(true), _) => "runs".to_string(),
+            (_, Value::String(reason)) => format!("refused: {}", reason.replace('\n', " ")),
+            _ => "kept".to_string(),
+        };
+        vec![text(&build["hash"]), age(&build["loaded_at"]), state]
+    };
+    let rows: Vec<_> = answer.as_array().into_iter().flatten().map(row).collect();
+    print(&["HASH", "LOADED", "STATE"], &rows);
 }
 
 fn help(answer: &Value) {
