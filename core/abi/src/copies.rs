@@ -152,7 +152,7 @@ impl Copies {
             None => (loaded >= self.limit).then_some(Full::CopiesWithoutHook(loaded)),
             Some(_) if loaded >= self.limit => Some(Full::Copies(loaded)),
             Some(Keys { most, in_use, .. }) => (most.saturating_sub(in_use) < SPARE_KEYS)
-                .then(|| Full::Keys { in_use, most, held: self.held.len() }),
+                .then_some(Full::Keys { in_use, most, held: self.held.len() }),
         }
     }
 }
