@@ -23,7 +23,7 @@ const GENERATIONS: u64 = 200;
 const FIRST_GENERATIONS: u64 = 20;
 
 /// MiB that a generation may keep.
-const MEMORY: f64 = 0.7;
+const MEMORY: f64 = 0.15;
 
 /// How to measure.
 #[derive(Args)]

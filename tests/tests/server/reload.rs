@@ -230,3 +230,29 @@ fn generations_are_counted_and_go_when_they_are_idle() {
     let copies = std::fs::read_dir(server.path(".zephserver/copies/trouble")).unwrap().count();
     assert_eq!(copies, 1, "of one content");
 }
+
+#[test]
+fn reloads_at_once_come_one_after_the_other_and_the_last_file_wins() {
+    let mut server = TestServer::with(&["trouble/Counter", "trouble/Trouble"]).start();
+    server.call("trouble/Counter", "add/1", "5").unwrap();
+    build("name=two state=1").put(&server.library("trouble"));
+    let asked: Vec<_> = (0..8)
+        .map(|_| {
+            let socket = server.socket();
+            std::thread::spawn(move || zephserver::client::ask(&socket, "reload trouble").unwrap())
+        })
+        .collect();
+    // And a file that changes meanwhile.
+    build("name=three state=1").put(&server.library("trouble"));
+    let mut generations: Vec<u64> = asked
+        .into_iter()
+        .map(|asked| asked.join().unwrap()["to"]["generation"].as_u64().expect("each is answered"))
+        .collect();
+    generations.sort_unstable();
+    assert_eq!(generations, (2..10).collect::<Vec<_>>(), "none is left out, none is done twice");
+    server.wait("the last file serves", |server| {
+        (server.call("trouble/Counter", "build/1", "").ok()? == "three").then_some(())
+    });
+    assert_eq!(server.call("trouble/Counter", "get/1", "").unwrap(), 5);
+    assert_eq!(server.service("trouble/Counter")["failures"], 0);
+}

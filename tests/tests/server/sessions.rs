@@ -132,6 +132,25 @@ fn what_was_issued_before_a_revocation_counts_no_more() {
 }
 
 #[test]
+fn peers_of_a_revoked_user_are_closed_and_no_others() {
+    let server = server();
+    let mut anns: Vec<Client> = (0..3).map(|_| Client::connect(&server)).collect();
+    for ann in &mut anns {
+        hello(ann, Some(ANN_BEFORE));
+        ann.until("its list", |frame| frame["msgtype"] == "user_list");
+    }
+    let mut bob = Client::connect(&server);
+    hello(&mut bob, Some(BOB));
+    bob.until_listed("Bob");
+    server.ask("revoke 1").unwrap();
+    for ann in &mut anns {
+        ann.until("why", |frame| frame["text"] == "your session was revoked; log in again");
+        assert_eq!(ann.closed_with().0, 4401);
+    }
+    bob.request("TaskEcho", Value::Null);
+}
+
+#[test]
 fn revocations_in_a_file_outlive_the_server() {
     let server = ring();
     let file = server.path("revocations.json");

@@ -45,3 +45,43 @@ fn rooms_are_listed_with_who_is_in_them() {
     let mistyped = server.command(&["rooms", "--limt", "5"]);
     assert!(mistyped.code == Some(2) && mistyped.stderr.contains("`--limit N`"), "{mistyped:?}");
 }
+
+#[test]
+fn who_is_connected_is_shown_and_can_be_closed() {
+    let mut server = stage("[server]\nwatch = false");
+    assert_eq!(server.ask("peers").unwrap(), json!({"peers": [], "total": 0}));
+    let mut ann = Client::join_as(&server, "lobby", "Ann");
+    let mut window = Client::join_as(&server, "den", "Ann");
+    let mut guest = Client::join(&server, "lobby");
+    let mut bob = Client::join_as(&server, "lobby", "Bob");
+    // The next generation knows all of it.
+    server.wait("the edge is reloaded", |server| server.ask("reload websocket").ok());
+    let list = server.ask("peers").unwrap();
+    let rooms: Vec<_> = list["peers"].as_array().unwrap().iter().map(|peer| peer["room"].as_str()).collect();
+    assert_eq!(
+        (rooms.as_slice(), &list["total"]),
+        (&[Some("lobby"), Some("den"), Some("lobby"), Some("lobby")][..], &json!(4))
+    );
+    assert!(list["peers"][0]["address"].as_str().unwrap().starts_with("127.0.0.1:"), "{list}");
+    let page = server.ask("peers id-Ann --limit 1").unwrap();
+    assert_eq!((&page["total"], &page["next_offset"]), (&json!(2), &json!(1)));
+    let users = server.ask("sessions").unwrap();
+    assert_eq!((&users["anonymous"], &users["total"]), (&json!(1), &json!(2)));
+    let rows: Vec<_> =
+        users["sessions"].as_array().unwrap().iter().map(|row| (&row["user"], &row["peers"])).collect();
+    assert_eq!(rows, [(&json!("id-Ann"), &json!(2)), (&json!("id-Bob"), &json!(1))]);
+    let shown = server.command(&["peers", "id-Bob"]).stdout;
+    assert!(shown.starts_with("total: 1\n") && shown.contains("Bob"), "{shown}");
+
+    let cid = list["peers"][2]["cid"].as_str().unwrap().to_string();
+    assert_eq!(server.ask(&format!("kick {cid}")).unwrap(), json!({"closed": 1}));
+    assert_eq!(guest.closed_with(), (4403, "closed by the operator".into()));
+    assert_eq!(server.ask("kick --user id-Ann").unwrap(), json!({"closed": 2}));
+    assert_eq!((ann.closed_with().0, window.closed_with().0), (4403, 4403));
+    bob.request("TaskEcho", Value::Null);
+    let shown = server.command(&["kick", "--user", "id-Ann"]);
+    assert!(shown.code == Some(5) && shown.stderr.contains("`peers` lists"), "{shown:?}");
+    let shown = server.command(&["kick", "Bob"]);
+    assert!(shown.code == Some(2) && shown.stderr.contains("`Bob` is no cid"), "{shown:?}");
+    server.wait("they are gone", |server| (server.ask("peers").unwrap()["total"] == 1).then_some(()));
+}
