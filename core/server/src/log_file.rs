@@ -71,12 +71,18 @@ impl LogFile {
     }
 
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.is_torn {
+            self.file.write_all(b"\n")?;
+            (self.size, self.is_torn) = (self.size + 1, false);
+        }
         let written = self.file.write_all(line);
-        self.size = match &written {
-            Ok(()) => self.size + line.len() as u64,
-            // A part of it may be there.
-            Err(_) => self.file.metadata().map_or(self.size, |metadata| metadata.len()),
-        };
+        if written.is_ok() {
+            self.size += line.len() as u64;
+        } else if let Ok(metadata) = self.file.metadata() {
+            // A part of it may be there: the next line is not to stand behind that.
+            self.is_torn = metadata.len() > self.size;
+            self.size = metadata.len();
+        }
         written
     }
 

@@ -3,6 +3,7 @@
 //! A process has one tracing subscriber for ever, but may start several servers one after the other:
 //! level and target are therefore state of the process, which each start sets anew.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -71,8 +72,7 @@ fn number(level: Level) -> u32 {
 
 /// A line as a plugin sent it.
 pub fn plugin_line(level: u32, who: &str, target: &str, message: &str) {
-    // Line breaks would let a message pass for lines of others.
-    let message = message.trim_end().replace('\n', "\n    ");
+    let message = message.trim_end();
     match level {
         0 | 1 => tracing::error!("{who}: {target}: {message}"),
         2 => tracing::warn!("{who}: {target}: {message}"),
@@ -82,15 +82,34 @@ pub fn plugin_line(level: u32, who: &str, target: &str, message: &str) {
     }
 }
 
+/// A line as it is written: breaks within it would let a text, perhaps a client's, pass for lines of others.
+fn one_message(line: &[u8]) -> Cow<'_, [u8]> {
+    let text = line.strip_suffix(b"\n").unwrap_or(line);
+    if !text.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+        return Cow::Borrowed(line);
+    }
+    let mut whole = Vec::with_capacity(line.len() + 64);
+    for byte in text {
+        match byte {
+            b'\n' => whole.extend_from_slice(b"\n    "),
+            b'\r' => whole.extend_from_slice(b"\\r"),
+            other => whole.push(*other),
+        }
+    }
+    whole.push(b'\n');
+    Cow::Owned(whole)
+}
+
 /// Writes one line to wherever lines go at present.
 struct Line;
 
 impl Write for Line {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let message = one_message(line);
         let mut target = TARGET.lock().unwrap_or_else(PoisonError::into_inner);
         let written = match target.as_mut() {
-            Some(file) => file.write(line),
-            None => io::stderr().write_all(line),
+            Some(file) => file.write(&message),
+            None => io::stderr().write_all(&message),
         };
         if written.is_err() {
             LOST.fetch_add(1, Ordering::Relaxed);
@@ -100,5 +119,17 @@ impl Write for Line {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_passes_for_a_line_of_others() {
+        assert_eq!(*one_message(b"a line\n"), *b"a line\n");
+        let forged = one_message(b"bad: x\r\n2026-01-01T00:00:00Z  INFO a/A: forged\n");
+        assert_eq!(*forged, *b"bad: x\\r\n    2026-01-01T00:00:00Z  INFO a/A: forged\n");
     }
 }

@@ -178,6 +178,9 @@ impl Core {
             std::process::id(),
             self.settings.file.display()
         );
+        if !wanted() {
+            return Err(Error::Stopped);
+        }
         self.history.server_starts();
         // Not before: wrong settings leave nothing behind, no log either.
         http.iter().for_each(|address| tracing::info!("http: listens on {address}"));
@@ -349,9 +352,12 @@ fn run_bootstrap(core: &Arc<Core>, loader: &Arc<Loader>, http: Option<SocketAddr
     }
     let watcher = watch::files(&core.current, core.jobs.clone())
         .inspect_err(|error| tracing::warn!("changed files are not seen by themselves: {error}"));
+    if core.phases.now() == Phase::Starting {
+        // Before anybody can know it: what comes after that is to stand behind it.
+        core.history.record(Entry::new(SERVER, What::Ready));
+    }
     if core.phases.advance(Phase::Ready) {
         tracing::info!("ready");
-        core.history.record(Entry::new(SERVER, What::Ready));
     }
     // The watcher lives in this thread.
     core.phases.wait(Phase::Stopping);

@@ -33,7 +33,8 @@ fn main() -> ExitCode {
     match ask(&socket, "stop") {
         Ok(answer) => match answer["left_behind"].as_array().filter(|list| !list.is_empty()) {
             None => {
-                println!("Stopped");
+                // Whoever closed the pipe wants to hear no more.
+                let _ = writeln!(std::io::stdout(), "Stopped");
                 exit::OK.into()
             }
             Some(list) => {

@@ -52,6 +52,10 @@ impl Desk {
     pub fn answer(&self, line: &str) -> Result<Value, Error> {
         let (verb, rest) = split(line);
         match verb {
+            "stop" | "status" | "plugins" | "version" | "help" if !rest.is_empty() => {
+                let hint = if verb == "stop" { "; to stop one service: disable NAME" } else { "" };
+                Err(Error::invalid(format!("usage: {verb}, without further words{hint}")))
+            }
             "stop" => {
                 self.request_stop();
                 Ok(json!({"state": Phase::Stopping.name()}))

@@ -139,7 +139,9 @@ impl Writer {
         let mut line = serde_json::to_vec(entry)?;
         line.push(b'\n');
         // Not put back after an error: the next line opens the file anew, and sees what is torn there.
-        let mut page = match self.page.take() {
+        // Nor where somebody removed the file.
+        let page = self.page.take().filter(|page| is_same_file(&page.file, path));
+        let mut page = match page {
             Some(page) => page,
             None => Page::open(path)?,
         };

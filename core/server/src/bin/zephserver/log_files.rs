@@ -84,7 +84,7 @@ fn newer(log: &Path, old: &Part) -> io::Result<Option<Part>> {
             let written = old.reader.get_ref().metadata()?.modified()?;
             let at = parts.iter().rposition(|part| part.number == 0 || part.modified >= written);
             if at.is_some_and(|at| parts[at].number > 0) {
-                eprintln!("zephserver: the log is rotated faster than it is read; lines may be missing here");
+                show::error("the log is rotated faster than it is read; lines may be missing here");
             }
             at
         }
@@ -96,6 +96,18 @@ fn newer(log: &Path, old: &Part) -> io::Result<Option<Part>> {
 
 /// The files of a log, from the newest to the oldest.
 fn parts(log: &Path) -> io::Result<Vec<Part>> {
+    // Where it was rotated meanwhile, newer files may stand behind older ones.
+    for _ in 0..TRIES {
+        let parts = scan(log)?;
+        let newest = parts.first().filter(|part| part.number == 0).map(|part| part.id);
+        if log.metadata().ok().map(|metadata| id(&metadata)) == newest {
+            return Ok(parts);
+        }
+    }
+    scan(log)
+}
+
+fn scan(log: &Path) -> io::Result<Vec<Part>> {
     let mut parts: Vec<Part> = Vec::new();
     for number in 0..=MOST_LOG_FILES {
         if let Some(part) = Part::open(log, number)?

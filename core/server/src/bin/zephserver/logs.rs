@@ -12,6 +12,7 @@ use signal_hook::flag::register_conditional_shutdown;
 use zephserver::{Settings, exit};
 
 use crate::log_files::{Line, Log};
+use crate::show;
 
 /// Whoever follows looks for new lines this often.
 const POLL: Duration = Duration::from_millis(200);
@@ -42,19 +43,19 @@ pub fn print(settings: &Settings, words: &[String]) -> u8 {
     };
     let Some(path) = &settings.log_path else {
         let file = settings.file.display();
-        eprintln!("zephserver: there is no log file: LOG_PATH is \"\" in {file}, so it goes to stderr");
+        show::error(&format!("there is no log file: LOG_PATH is \"\" in {file}, so it goes to stderr"));
         return exit::NOT_FOUND;
     };
     match show(path, words) {
         Ok(true) => exit::OK,
         Ok(false) => {
-            eprintln!("zephserver: there is no log file {}; zephserver-start begins it", path.display());
+            show::error(&format!("there is no log file {}; zephserver-start begins it", path.display()));
             exit::NOT_FOUND
         }
         // Whoever closed the pipe wants no more.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit::OK,
         Err(error) => {
-            eprintln!("zephserver: the log {}: {error}", path.display());
+            show::error(&format!("the log {}: {error}", path.display()));
             exit::FAILED
         }
     }

@@ -64,12 +64,13 @@ fn check(arguments: &Arguments) -> u8 {
     let checked = Settings::read(&arguments.settings).map_err(Error::from).and_then(zephserver::check);
     match checked {
         Ok(remarks) => {
-            remarks.iter().for_each(|remark| println!("{}: {remark}", arguments.settings.display()));
-            println!("{}: in order", arguments.settings.display());
+            let file = arguments.settings.display();
+            remarks.iter().for_each(|remark| show::line(&format!("{file}: {remark}")));
+            show::line(&format!("{file}: in order"));
             exit::OK
         }
         Err(error) => {
-            eprintln!("zephserver: {error}");
+            show::error(&error.to_string());
             error.exit_code()
         }
     }
@@ -79,7 +80,7 @@ fn with_settings(arguments: &Arguments, verb: impl FnOnce(&Settings) -> u8) -> u
     match Settings::read(&arguments.settings) {
         Ok(settings) => verb(&settings),
         Err(faults) => {
-            eprintln!("zephserver: {faults}");
+            show::error(&faults.to_string());
             exit::USAGE
         }
     }
@@ -89,13 +90,13 @@ fn command(arguments: &Arguments, settings: &Settings) -> u8 {
     let line = std::iter::once(&arguments.verb).chain(&arguments.words).map(String::as_str);
     let line = line.collect::<Vec<_>>().join(" ");
     if line.contains('\n') {
-        eprintln!("zephserver: a command is one line; write JSON without line breaks");
+        show::error("a command is one line; write JSON without line breaks");
         return exit::USAGE;
     }
     match ask(&settings.control_socket, &line) {
         Ok(answer) => say(arguments, &answer),
         Err(error) => {
-            eprintln!("zephserver: {error}");
+            show::error(&error.to_string());
             match error {
                 ClientError::NoAnswer { .. } => exit::FAILED,
                 _ => exit::UNREACHABLE,
@@ -107,7 +108,7 @@ fn command(arguments: &Arguments, settings: &Settings) -> u8 {
 fn say(arguments: &Arguments, answer: &Value) -> u8 {
     let error = answer.get("error").filter(|error| error.get("code").is_some());
     if arguments.json {
-        show::line(&answer.to_string());
+        show::raw(&answer.to_string());
     } else if error.is_none() {
         show::answer(&arguments.verb, answer);
     }
@@ -120,7 +121,7 @@ fn say(arguments: &Arguments, answer: &Value) -> u8 {
         };
     };
     if !arguments.json {
-        eprintln!("zephserver: {}", error["text"].as_str().unwrap_or("unknown error"));
+        show::error(error["text"].as_str().unwrap_or("unknown error"));
     }
     match error["code"].as_str() {
         Some("not_found") => exit::NOT_FOUND,

@@ -8,9 +8,21 @@ use serde_json::Value;
 
 use crate::{past, table};
 
-/// Prints a line; whoever closed the pipe wants no more.
+/// Prints lines; whoever closed the pipe wants no more.
 pub fn line(text: &str) {
+    let shown = text.split('\n').map(visible).collect::<Vec<_>>().join("\n");
+    raw(&shown);
+}
+
+/// The same, to the letter.
+pub fn raw(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Says what is wrong.
+pub fn error(text: &str) {
+    let shown = text.split('\n').map(visible).collect::<Vec<_>>().join("\n");
+    let _ = writeln!(std::io::stderr(), "zephserver: {shown}");
 }
 
 /// Prints the answer to a verb.
@@ -69,7 +81,7 @@ fn print(head: &[&str], rows: &[Vec<String>]) {
     table::lines(head, &rows, table::width()).iter().for_each(|row| line(row));
 }
 
-/// Names may come from clients: what would move the cursor, or do worse, is shown and not obeyed.
+/// Names and texts may come from clients: what would move the cursor, or do worse, is shown and not obeyed.
 fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for letter in text.chars() {
@@ -274,7 +286,7 @@ fn generic(answer: &Value) {
         return line(&if fits { short } else { long() });
     };
     if !above.is_empty() {
-        line(&visible(&above));
+        line(&above.replace('\n', " "));
     }
     let head: Vec<&str> =
         objects[0].as_object().into_iter().flat_map(|object| object.keys().map(String::as_str)).collect();
