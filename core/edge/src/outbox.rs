@@ -29,6 +29,9 @@ const SPARE_SIZE: usize = 16 * 1024;
 
 thread_local! {
     static GATHERS: Cell<Gathers> = const { Cell::new(Gathers::Nothing) };
+    /// Whose frames are gathered: those of the loop's own edge. What goes to another edge goes at once, since
+    /// that one may be carried away before this turn is over.
+    static OWN: Cell<*const Peers> = const { Cell::new(std::ptr::null()) };
     static GATHERING: RefCell<Gathering> = const {
         RefCell::new(Gathering { outboxes: Vec::new(), spare: Vec::new(), broadcast: None })
     };
@@ -57,9 +60,15 @@ struct Broadcast {
     reached: u64,
 }
 
+/// True where this thread gathers what goes to these peers.
+#[inline]
+fn gathers_for(peers: &Arc<Peers>) -> bool {
+    GATHERS.get() != Gathers::Nothing && std::ptr::eq(OWN.get(), Arc::as_ptr(peers))
+}
+
 /// See [`Peers::send`].
 pub(crate) fn broadcast(peers: &Arc<Peers>, cids: &[[u8; 8]], frame: &[u8]) -> u64 {
-    if GATHERS.get() == Gathers::Nothing || cids.len() < FEW {
+    if !gathers_for(peers) || cids.len() < FEW {
         // What came first goes first.
         flush_broadcast();
         return peers.send_now(cids, frame);
@@ -96,8 +105,9 @@ fn flush_broadcast() {
     }
 }
 
-/// What this thread sends is gathered until [`flush_gathered`].
-pub(crate) fn gather() {
+/// What this thread sends to these peers is gathered until [`flush_gathered`].
+pub(crate) fn gather(peers: &Arc<Peers>) {
+    OWN.set(Arc::as_ptr(peers));
     GATHERS.set(Gathers::Frames);
 }
 
@@ -193,6 +203,11 @@ impl Outbox {
         })
     }
 
+    /// Bytes that it keeps.
+    pub(crate) fn waiting(&self) -> usize {
+        self.state().backlog.len()
+    }
+
     /// Goes on with what another outbox has not sent: as soon as the loop hears that the socket takes it.
     pub(crate) fn go_on_with(&self, unsent: Unsent) {
         let Unsent { backlog, sent, frame, unframed, urgent, end } = unsent;
@@ -200,6 +215,8 @@ impl Outbox {
         self.is_blocked.store(sent < backlog.len() || !urgent.is_empty(), Ordering::SeqCst);
         (state.backlog, state.sent, state.frame, state.unframed) = (backlog, sent, frame, unframed);
         (state.urgent, state.end) = (urgent.into(), end);
+        // Whether anything went out lately is not known here.
+        self.has_moved.store(true, Ordering::Relaxed);
     }
 
     /// True for a peer that was too slow, and whose connection is not finished yet.
@@ -242,7 +259,7 @@ impl Outbox {
             append(&mut state.backlog);
             return self.check(&mut state, before);
         }
-        if GATHERS.get() == Gathers::Nothing {
+        if !gathers_for(&self.home.peers) {
             append(&mut state.backlog);
             self.flush_locked(&mut state);
             return true;

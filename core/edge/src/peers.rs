@@ -36,11 +36,14 @@ struct Slots {
     serial: u64,
 }
 
+/// Another edge, or another life of this one, gives other numbers.
+fn fresh_salt() -> u64 {
+    RandomState::new().build_hasher().finish() << (SLOT_BITS + SERIAL_BITS)
+}
+
 impl Default for Peers {
     fn default() -> Self {
-        // Another edge, or another life of this one, gives other numbers.
-        let salt = RandomState::new().build_hasher().finish() << (SLOT_BITS + SERIAL_BITS);
-        Self { salt, slots: RwLock::default(), counters: Counters::default() }
+        Self { salt: fresh_salt(), slots: RwLock::default(), counters: Counters::default() }
     }
 }
 
@@ -58,8 +61,10 @@ impl Peers {
         let count = taken.last().map_or(0, |last| last + 1);
         let free = (0..count).rev().filter(|slot| taken.binary_search(slot).is_err()).collect();
         let outboxes = (0..count).map(|_| None).collect();
+        // Where nobody is carried, the state may be an old one: its numbers may have been given out since.
+        let salt = if taken.is_empty() { fresh_salt() } else { carried.salt };
         Self {
-            salt: carried.salt,
+            salt,
             slots: RwLock::new(Slots { outboxes, free, serial: carried.serial }),
             counters: Counters::restored(&carried.totals),
         }

@@ -194,7 +194,7 @@ impl<P: Protocol> Loop<P> {
     /// Says goodbye to everybody, and waits a moment for them to go.
     pub fn end(&mut self) -> io::Result<()> {
         (self.acceptor, self.is_ending) = (None, true);
-        outbox::gather();
+        outbox::gather(&self.home.peers);
         for cid in self.cids() {
             self.act(cid, |protocol, link| {
                 protocol.ending(link);
@@ -233,12 +233,12 @@ impl<P: Protocol> Loop<P> {
 
     fn turns(&mut self, events: &Events, buffer: &mut [u8]) {
         let again = std::mem::take(&mut self.again);
-        outbox::gather();
+        outbox::gather(&self.home.peers);
         for (count, event) in events.iter().enumerate() {
             self.event(event, buffer);
             if count % BATCH == BATCH - 1 {
                 outbox::flush_gathered();
-                outbox::gather();
+                outbox::gather(&self.home.peers);
             }
         }
         for cid in again {

@@ -190,8 +190,8 @@ impl<P: Plugin> PluginSide for Adapter<P> {
         })
     }
 
-    fn stop(living: &Living, _reason: StopReason) -> Result<(), Failure> {
-        if !living.stop.set() {
+    fn stop(living: &Living, reason: StopReason) -> Result<(), Failure> {
+        if !living.stop.set(reason) {
             return Ok(());
         }
         living.enter(|service| {

@@ -76,9 +76,16 @@ impl Host {
     }
 
     /// Waits until callers are let in. In a handover the generation before has the service's work until
-    /// then: a `main` with sockets or threads of its own sets to work after this. False: it is to stop instead.
+    /// then: a `main` with sockets or threads of its own sets to work after this. False: it is to stop, and
+    /// never served.
     pub fn until_serving(&self) -> bool {
         self.own.stop.until_serving()
+    }
+
+    /// The calls that the generation before had taken and not answered are answered by this one: that one is not
+    /// waited for. For a service whose answers come as events, once it serves ([`Host::until_serving`]).
+    pub fn resume_calls(&self) -> Result<()> {
+        self.abi.report(self.id, Report::Resumed, &[]).map_err(from_failure)
     }
 
     /// True once this service was told to stop.

@@ -3,6 +3,8 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use zeph_abi::StopReason;
+
 /// Set once, when the service is to stop.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<Inner>);
@@ -19,6 +21,7 @@ struct Inner {
 struct State {
     is_serving: bool,
     is_set: bool,
+    is_replaced: bool,
 }
 
 impl Stop {
@@ -36,16 +39,25 @@ impl Stop {
     pub(crate) fn until_serving(&self) -> bool {
         let wait = |state: &mut State| !state.is_serving && !state.is_set;
         let waited = self.0.changed.wait_while(self.state(), wait);
-        !waited.unwrap_or_else(PoisonError::into_inner).is_set
+        // One that is to stop as soon as it serves has something to end in order.
+        waited.unwrap_or_else(PoisonError::into_inner).is_serving
     }
 
     /// False: it was set already.
-    pub(crate) fn set(&self) -> bool {
-        let before = std::mem::replace(&mut self.state().is_set, true);
+    pub(crate) fn set(&self, reason: StopReason) -> bool {
+        let mut state = self.state();
+        let before = std::mem::replace(&mut state.is_set, true);
+        state.is_replaced |= !before && reason == StopReason::Replaced;
+        drop(state);
         self.0.changed.notify_all();
         #[cfg(feature = "tokio")]
         self.0.notify.notify_waiters();
         !before
+    }
+
+    /// True where it is to stop because a new generation serves in its place.
+    pub fn is_replaced(&self) -> bool {
+        self.state().is_replaced
     }
 
     /// True once the service is to stop.

@@ -182,6 +182,10 @@ impl HostSide for HostTable {
                 let metrics = serde_json::from_slice(payload).map_err(|error| failure(error.into()))?;
                 Message::Metrics(from, metrics)
             }
+            Report::Resumed if payload.is_empty() => {
+                self.bus.pending.pass_on_all(from);
+                return Ok(());
+            }
             Report::Resumed => {
                 let token = payload.try_into().map(u64::from_ne_bytes);
                 let token = token.map_err(|_| failure(Error::invalid("a token has eight bytes")))?;

@@ -44,6 +44,8 @@ pub struct LogFile {
     limit: u64,
     /// It could not be rotated, and that was said.
     is_stuck: bool,
+    /// It ends within a line: a disk was full.
+    is_torn: bool,
 }
 
 impl LogFile {
@@ -53,7 +55,8 @@ impl LogFile {
         // A device or a pipe is nothing that could be renamed.
         let limit = if rotation.size > 0 && metadata.is_file() { rotation.size } else { u64::MAX };
         let real = fs::canonicalize(path).unwrap_or_else(|_| path.into());
-        Ok(Self { path: path.into(), real, rotation, file, size: metadata.len(), limit, is_stuck: false })
+        let (size, is_stuck, is_torn) = (metadata.len(), false, false);
+        Ok(Self { path: path.into(), real, rotation, file, size, limit, is_stuck, is_torn })
     }
 
     /// Opens the file anew, after somebody moved it away.

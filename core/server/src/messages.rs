@@ -11,6 +11,7 @@ use zeph_contract::Error;
 use crate::history::What;
 use crate::life;
 use crate::loader::Loaded;
+use crate::reload::Steps;
 use crate::settings::{Living, Reload, ServiceOptions, ServicePath, ServiceSettings};
 
 /// How many messages wait for the manager at most; who sends more waits.
@@ -201,6 +202,7 @@ pub struct Subject {
     pub wanted: Wanted,
     pub options: ServiceOptions,
     pub instance: Arc<Instance>,
+    pub steps: Arc<Steps>,
     pub seat: &'static Seat,
 }
 

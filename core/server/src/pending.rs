@@ -135,6 +135,14 @@ impl Pending {
         }
     }
 
+    /// The calls that instances before this one of its name were to answer are its own from now on.
+    pub fn pass_on_all(&self, callee: ServiceId) {
+        let is_before = |known: ServiceId| {
+            known.slot() == callee.slot() && (1..callee.serial()).contains(&known.serial())
+        };
+        self.calls().values_mut().filter(|call| is_before(call.callee)).for_each(|call| call.callee = callee);
+    }
+
     /// Takes the answer of a call. Answers where it goes: None, if the caller is not back yet and will
     /// find it; Err, if nobody waits.
     pub fn answer(&self, token: u64, answer: Answer) -> Result<Option<(Caller, Answer)>, ()> {

@@ -201,7 +201,7 @@ impl Room {
             }) else {
                 return std::mem::forget(telling);
             };
-            for (edge, cids) in &notice.to {
+            for (edge, cids) in notice.to.iter() {
                 if let Err(error) = self.deliver(edge, &notice.frame, cids) {
                     tracing::warn!("a notice did not reach {edge}: {error}");
                 }

@@ -55,7 +55,8 @@ pub type ByEdge = BTreeMap<String, Vec<Cid>>;
 /// One frame for some peers.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Notice {
-    pub to: ByEdge,
+    /// Shared by the notices that one change makes.
+    pub to: Arc<ByEdge>,
     pub frame: Vec<u8>,
 }
 
@@ -66,6 +67,11 @@ struct Frame<'a, D: Serialize> {
     #[serde(skip_serializing_if = "Option::is_none")]
     username: Option<&'a str>,
     data: D,
+}
+
+fn frame(msgtype: &str, username: Option<&str>, data: impl Serialize) -> Vec<u8> {
+    // Texts and lists of texts: always JSON.
+    serde_json::to_vec(&Frame { msgtype, username, data }).unwrap_or_default()
 }
 
 impl Rooms {
@@ -129,8 +135,10 @@ impl Rooms {
                 self.rooms.remove(&name);
                 continue;
             }
+            let to = Arc::new(self.at(&Address::Room(&name)));
             for user in users {
-                notices.push(self.notice(&name, "leave", Some(&user.username), " left the chat room."));
+                let frame = frame("leave", Some(&user.username), " left the chat room.");
+                notices.push(Notice { to: to.clone(), frame });
             }
             notices.extend(self.list(&name, now));
         }
@@ -194,9 +202,7 @@ impl Rooms {
     }
 
     fn notice(&self, room: &str, msgtype: &str, username: Option<&str>, data: impl Serialize) -> Notice {
-        // Texts and lists of texts: always JSON.
-        let frame = serde_json::to_vec(&Frame { msgtype, username, data }).unwrap_or_default();
-        Notice { to: self.at(&Address::Room(room)), frame }
+        Notice { to: Arc::new(self.at(&Address::Room(room))), frame: frame(msgtype, username, data) }
     }
 
     /// The list of users now, or later where one was sent just before.

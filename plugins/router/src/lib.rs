@@ -16,7 +16,7 @@ use zephserver_plugin::contract::room::{Address, Letter, Push, SEND};
 use zephserver_plugin::contract::wire::Reader;
 use zephserver_plugin::{
     Access, Begun, Call, Declare, Error, Event, Handle, Host, Imported, Pending, Reply, Result, RunMode,
-    Service, Start, State, export, tracing,
+    Service, Start, State, Stop, export, tracing,
 };
 
 struct Router {
@@ -53,6 +53,15 @@ impl Service for Router {
     fn init(&self) -> Result<()> {
         self.host.subscribe(SERVICE_CHANGED)?;
         self.host.subscribe_cluster(SAY)?;
+        Ok(())
+    }
+
+    fn main(&self, stop: &Stop) -> Result<()> {
+        if self.host.until_serving() {
+            // Tasks that the generation before has begun end here: their answers come by name.
+            self.host.resume_calls()?;
+        }
+        stop.wait();
         Ok(())
     }
 

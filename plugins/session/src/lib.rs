@@ -21,7 +21,7 @@ use zephserver_plugin::{
     tracing,
 };
 
-/// Bytes of a user's id at most, where it is to be remembered.
+/// Bytes of a user's id at most: it must be possible to remember it.
 const LONGEST_ID: usize = 1024;
 /// A revocation counts for so many seconds at least.
 const SHORTEST_KEPT: u64 = 60;
@@ -135,7 +135,8 @@ impl Service for Session {
     fn event(&self, event: Event<'_>) -> Result<()> {
         if let Event::Timer { .. } = event {
             let _keeping = lock(&self.keeping);
-            self.host.checkpoint(&self.encoded()?)?;
+            // In the file as well: it may be named since the instance before.
+            self.keep()?;
         }
         Ok(())
     }

@@ -134,6 +134,9 @@ impl Tokens {
             Some(Subject::Number(id)) => id.to_string(),
             _ => return Err(Error::refused("the token has no `sub`; log in again")),
         };
+        if id.len() > crate::LONGEST_ID {
+            return Err(Error::refused("the token's `sub` is too long"));
+        }
         let username = username.or(name).unwrap_or_else(|| id.clone());
         let expires = Some((exp.max(0.0) as u64).saturating_add(self.validation.leeway));
         Ok(Token { identity: Identity { user: User { id, username }, expires }, issued: iat.as_f64() })

@@ -1,6 +1,7 @@
 //! The edge as one generation carries it to the next: version 1. The descriptors of the sockets go beside the
 //! bytes, in the order of the connections.
 
+use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use serde::de::DeserializeOwned;
@@ -11,12 +12,15 @@ use zephserver_plugin::{Error, Imported, Result, State};
 
 use crate::crew::Part;
 use crate::dispatch::{Asked, Questions};
-use crate::inbox::{Inbox, Letters};
+use crate::inbox::{Inbox, Letters, asker};
 use crate::peer::{Peer, Tokens};
 use crate::sockets::Sockets;
 
 /// Version of what is carried.
 pub const VERSION: u32 = 1;
+const MIB: usize = 1024 * 1024;
+/// Bytes of messages that are carried, of all loops.
+const CARRIED: usize = 256 * MIB;
 
 #[derive(Serialize, Deserialize)]
 struct Whole {
@@ -35,7 +39,7 @@ struct Leaving<'a> {
 /// [`Questions`], lent.
 #[derive(Serialize)]
 struct Under<'a> {
-    asked: &'a std::collections::HashMap<u64, Asked>,
+    asked: &'a HashMap<u64, Asked>,
     next_cookie: Option<u64>,
 }
 
@@ -60,10 +64,21 @@ pub struct Estate {
     pub tokens: Tokens,
     /// One for each loop.
     pub loops: Vec<Inheritance>,
+    /// Questions whose cookie names another loop than the one that has them: there were as many loops before.
+    pub strays: HashMap<u64, usize>,
 }
 
-/// What one loop leaves.
-pub fn part(one: &mut Loop<Sockets>, inbox: &Inbox) -> Result<Part> {
+/// What one of so many loops leaves.
+pub fn part(one: &mut Loop<Sockets>, inbox: &Inbox, loops: usize) -> Result<Part> {
+    let weight = one.weight(Peer::kept);
+    if weight > CARRIED / loops {
+        // It is copied several times: for a moment, but for all slow peers at once.
+        return Err(Error::busy(format!(
+            "{} MiB wait for slow peers; a reload carries {} MiB at most: try again later, or lower `backlog`",
+            weight * loops / MIB,
+            CARRIED / MIB
+        )));
+    }
     let letters = inbox.letters();
     let (bytes, sockets) = one.carried(|connections, protocol| {
         let (asked, next_cookie) = protocol.dispatch.questions();
@@ -89,15 +104,21 @@ pub fn estate(state: Imported<'_>, loops: usize) -> Result<Estate> {
     let Whole { peers, tokens, loops: parts } = decode(state.bytes)?;
     let mut estate: Vec<Inheritance> = (0..loops).map(|_| Inheritance::default()).collect();
     let mut cids: Vec<Cid> = Vec::with_capacity(state.fds());
+    let mut strays = HashMap::new();
     for (number, part) in parts.iter().enumerate() {
         let Coming { connections, questions, letters } = decode(part)?;
         // By number, as the answers to its questions find their loop.
         let heir = &mut estate[number % loops];
         for connection in connections {
-            let socket = state.fd(cids.len())?;
+            let socket = state.fd(cids.len()).map_err(|error| {
+                // Says nothing of the new build: for a moment each connection has two descriptors.
+                Error::busy(format!("socket {} of {}: {}", cids.len(), state.fds(), error.text))
+            })?;
             cids.push(connection.cid());
             heir.connections.push((socket, connection));
         }
+        let is_stray = |cookie: &u64| asker(*cookie) % loops != number % loops;
+        strays.extend(questions.cookies().filter(is_stray).map(|cookie| (cookie, number % loops)));
         heir.questions.push(questions);
         heir.letters.push(letters);
     }
@@ -105,7 +126,7 @@ pub fn estate(state: Imported<'_>, loops: usize) -> Result<Estate> {
         let text = format!("{} connections, but {} sockets were handed over", cids.len(), state.fds());
         return Err(Error::internal(text));
     }
-    Ok(Estate { peers: Peers::restored(&peers, cids.into_iter()), tokens, loops: estate })
+    Ok(Estate { peers: Peers::restored(&peers, cids.into_iter()), tokens, loops: estate, strays })
 }
 
 fn encode(value: &impl Serialize) -> Result<Vec<u8>> {

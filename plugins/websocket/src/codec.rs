@@ -80,6 +80,11 @@ enum Place {
 }
 
 impl Decoder {
+    /// Bytes that it keeps of a message.
+    pub fn kept(&self) -> usize {
+        self.kept.as_ref().map_or(0, |kept| kept.data.len())
+    }
+
     /// The next message from `at` on; `at` moves behind what is done with. None: not before more comes.
     pub fn read<'a>(
         &'a mut self,
@@ -138,7 +143,8 @@ impl Decoder {
             match (header.opcode, &self.kept) {
                 (CONTINUATION, None) => return violation(1002, "a continuation of nothing"),
                 (TEXT | BINARY, Some(_)) => return violation(1002, "a new message inside of another"),
-                _ if header.length > bounds.message - so_far => {
+                // A bound may have become smaller than what is here already.
+                _ if header.length > bounds.message.saturating_sub(so_far) => {
                     return violation(1009, "the message is too big");
                 }
                 _ => {}

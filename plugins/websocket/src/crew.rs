@@ -15,6 +15,8 @@ use zephserver_plugin::{Error, Result};
 
 /// How long the loops are waited for. The server's own limits are shorter.
 const LONGEST: Duration = Duration::from_secs(10);
+/// How long one loop may keep the others at rest.
+const UNTIL_REST: Duration = Duration::from_millis(400);
 
 /// What a loop leaves to the next generation.
 pub type Part = (Vec<u8>, Vec<std::os::fd::RawFd>);
@@ -50,6 +52,15 @@ enum Wish {
     Carried,
 }
 
+/// Whether the edge is to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    No,
+    /// A new generation serves in its place.
+    Replaced,
+    Otherwise,
+}
+
 /// How a loop goes on after a rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum After {
@@ -64,14 +75,18 @@ impl Crew {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_while(&self, what: &str, mut goes_on: impl FnMut(&mut State) -> bool) -> Result<()> {
-        let waited = self
-            .changed
-            .wait_timeout_while(self.state(), LONGEST, |state| !state.has_ended && goes_on(state));
+    fn wait_while(
+        &self,
+        limit: Duration,
+        what: &str,
+        mut goes_on: impl FnMut(&mut State) -> bool,
+    ) -> Result<()> {
+        let waited =
+            self.changed.wait_timeout_while(self.state(), limit, |state| !state.has_ended && goes_on(state));
         let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
         match (state.has_ended, timeout.timed_out()) {
             (true, _) => Err(Error::unavailable("a loop has ended")),
-            (_, true) => Err(Error::timeout(format!("the loops did not {what} in {} s", LONGEST.as_secs()))),
+            (_, true) => Err(Error::timeout(format!("the loops did not {what} in {} ms", limit.as_millis()))),
             _ => Ok(()),
         }
     }
@@ -94,7 +109,7 @@ impl Crew {
     pub fn adopted(&self) -> Result<()> {
         self.state().adopted += 1;
         self.changed.notify_all();
-        self.wait_while("take their connections in", |state| state.adopted < state.loops)
+        self.wait_while(LONGEST, "take their connections in", |state| state.adopted < state.loops)
     }
 
     /// A loop that runs asks this all the time.
@@ -119,7 +134,7 @@ impl Crew {
     pub fn rest(
         &self,
         number: usize,
-        is_stopped: impl Fn() -> bool,
+        stopped: impl Fn() -> Stopped,
         mut part: impl FnMut() -> Result<Part>,
     ) -> After {
         let mut state = self.state();
@@ -127,8 +142,11 @@ impl Crew {
         self.changed.notify_all();
         let after = loop {
             let is_asked = state.wish == Wish::Carry && state.parts.get(number).is_some_and(Option::is_none);
-            if state.has_ended || is_stopped() {
-                break if state.wish == Wish::Carried { After::Leave } else { After::End };
+            let stopped = stopped();
+            if state.has_ended || stopped != Stopped::No {
+                // Carried, and stopped for another reason, they are ours still.
+                let is_left = state.wish == Wish::Carried && stopped == Stopped::Replaced;
+                break if is_left { After::Leave } else { After::End };
             } else if state.wish == Wish::Run {
                 break After::Run;
             } else if is_asked {
@@ -156,15 +174,27 @@ impl Crew {
     pub fn freeze(&self, wake: impl Fn()) -> Result<()> {
         self.wish(Wish::Rest, 0);
         wake();
-        self.wait_while("come to rest", |state| state.resting < state.loops)
+        let rested = self.wait_while(UNTIL_REST, "come to rest", |state| state.resting < state.loops);
+        // One that waits for another service is not waited for by all peers.
+        rested.inspect_err(|_| self.thaw())
     }
 
     /// What all of them leave, in their order.
     pub fn carry(&self) -> Result<Vec<Part>> {
-        let loops = self.state().loops;
+        let state = self.state();
+        let (loops, rest) = (state.loops, state.wish == Wish::Rest && state.resting == state.loops);
+        drop(state);
+        if !rest {
+            return Err(Error::busy("the loops do not rest"));
+        }
         self.wish(Wish::Carry, loops);
-        self.wait_while("say what there is to be carried", |state| state.parts.iter().any(Option::is_none))?;
+        self.wait_while(LONGEST, "say what there is to be carried", |state| {
+            state.parts.iter().any(Option::is_none)
+        })?;
         let mut state = self.state();
+        if state.wish != Wish::Carry || state.parts.len() != loops {
+            return Err(Error::busy("the loops were let go on meanwhile"));
+        }
         let parts = std::mem::take(&mut state.parts).into_iter().flatten().collect::<Result<_>>()?;
         state.wish = Wish::Carried;
         Ok(parts)
@@ -186,7 +216,7 @@ mod tests {
     }
 
     /// Two threads that rest whenever they are called.
-    fn crew(stop: &Arc<AtomicBool>) -> (Arc<Crew>, Vec<std::thread::JoinHandle<After>>) {
+    fn crew(stop: &Arc<Mutex<Stopped>>) -> (Arc<Crew>, Vec<std::thread::JoinHandle<After>>) {
         let crew = Arc::new(Crew::default());
         crew.begin(2);
         let one = |number: usize| {
@@ -194,10 +224,10 @@ mod tests {
             std::thread::spawn(move || {
                 crew.adopted().unwrap();
                 loop {
-                    while !crew.is_called() && !stop.load(Ordering::SeqCst) {
+                    let stopped = || *stop.lock().unwrap();
+                    while !crew.is_called() && stopped() == Stopped::No {
                         std::thread::yield_now();
                     }
-                    let stopped = || stop.load(Ordering::SeqCst);
                     match crew.rest(number, stopped, || Ok(part(number as u8))) {
                         After::Run => {}
                         after => return after,
@@ -209,15 +239,23 @@ mod tests {
         (crew, threads)
     }
 
-    fn end(crew: &Crew, stop: &AtomicBool, threads: Vec<std::thread::JoinHandle<After>>) -> Vec<After> {
-        stop.store(true, Ordering::SeqCst);
+    fn running() -> Arc<Mutex<Stopped>> {
+        Arc::new(Mutex::new(Stopped::No))
+    }
+
+    fn end(
+        crew: &Crew,
+        (stop, why): (&Mutex<Stopped>, Stopped),
+        threads: Vec<std::thread::JoinHandle<After>>,
+    ) -> Vec<After> {
+        *stop.lock().unwrap() = why;
         crew.wake();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     }
 
     #[test]
     fn they_rest_go_on_and_leave_once_they_are_carried() {
-        let stop = Arc::default();
+        let stop = running();
         let (crew, threads) = crew(&stop);
         for _ in 0..3 {
             crew.freeze(|| {}).unwrap();
@@ -228,24 +266,30 @@ mod tests {
         crew.freeze(|| {}).unwrap();
         crew.carry().unwrap();
         assert!(crew.has_left());
-        assert_eq!(end(&crew, &stop, threads), [After::Leave, After::Leave]);
+        assert_eq!(end(&crew, (&stop, Stopped::Replaced), threads), [After::Leave, After::Leave]);
     }
 
     #[test]
-    fn who_was_not_carried_ends() {
-        let stop = Arc::default();
+    fn who_was_not_carried_or_not_replaced_ends() {
+        let stop = running();
         let (crew, threads) = crew(&stop);
+        assert!(crew.carry().is_err(), "they do not rest");
         crew.freeze(|| {}).unwrap();
-        assert_eq!(end(&crew, &stop, threads), [After::End, After::End]);
+        assert_eq!(end(&crew, (&stop, Stopped::Replaced), threads), [After::End, After::End]);
+        let stop = running();
+        let (crew, threads) = self::crew(&stop);
+        crew.freeze(|| {}).unwrap();
+        crew.carry().unwrap();
+        assert_eq!(end(&crew, (&stop, Stopped::Otherwise), threads), [After::End, After::End]);
     }
 
     #[test]
     fn one_that_ends_takes_the_others_with_it() {
-        let stop = Arc::default();
+        let stop = running();
         let (crew, threads) = crew(&stop);
         crew.freeze(|| {}).unwrap();
         crew.end();
         assert!(crew.carry().is_err());
-        assert_eq!(end(&crew, &stop, threads), [After::End, After::End]);
+        assert_eq!(end(&crew, (&stop, Stopped::Otherwise), threads), [After::End, After::End]);
     }
 }

@@ -73,6 +73,13 @@ pub struct Questions {
     next_cookie: Option<u64>,
 }
 
+impl Questions {
+    /// Their numbers.
+    pub fn cookies(&self) -> impl Iterator<Item = u64> {
+        self.asked.keys().copied()
+    }
+}
+
 /// The questions of one loop.
 pub struct Dispatch {
     services: Services,

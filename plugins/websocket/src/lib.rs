@@ -20,11 +20,13 @@ mod peer;
 mod sockets;
 mod verbs;
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use carry::Inheritance;
-use crew::{After, Crew};
+use crew::{After, Crew, Stopped};
 use dispatch::{Dispatch, Services};
 use inbox::Inbox;
 use peer::Tokens;
@@ -59,6 +61,10 @@ struct WebSocket {
     opened: Mutex<Option<(Listener, Doors)>>,
     /// What a generation before has left for `main`: one for each loop.
     inherited: Mutex<Vec<Inheritance>>,
+    /// Loops of questions whose cookies name another one.
+    strays: Mutex<HashMap<u64, usize>>,
+    /// The timer for the next figures.
+    figures: AtomicU64,
 }
 
 /// What all loops have in common: made here, or inherited.
@@ -99,6 +105,8 @@ impl Service for WebSocket {
             waking: Mutex::default(),
             opened: Mutex::default(),
             inherited: Mutex::default(),
+            strays: Mutex::default(),
+            figures: AtomicU64::new(0),
         })
     }
 
@@ -107,16 +115,14 @@ impl Service for WebSocket {
         let common = Common { peers: Arc::new(estate.peers), tokens: estate.tokens };
         self.common.set(common).map_err(|_| Error::internal("state was imported twice"))?;
         *lock(&self.inherited) = estate.loops;
+        *lock(&self.strays) = estate.strays;
         Ok(())
     }
 
     fn init(&self) -> Result<()> {
         self.host.subscribe(SERVICE_CHANGED)?;
         self.host.subscribe(REVOKED)?;
-        if lock(&self.inherited).is_empty() {
-            // Else the timer is inherited, too.
-            self.host.every(METRICS)?;
-        }
+        self.figures.store(self.host.after(METRICS)?, Ordering::Relaxed);
         self.open()
     }
 
@@ -210,8 +216,9 @@ impl Service for WebSocket {
     fn event(&self, event: Event<'_>) -> Result<()> {
         match event {
             Event::Reply { cookie, result, .. } => {
-                // A generation before may have had more loops.
-                let asker = inbox::asker(cookie) % self.inboxes.len();
+                // A generation before may have had other loops.
+                let stray = lock(&self.strays).remove(&cookie);
+                let asker = stray.unwrap_or_else(|| inbox::asker(cookie) % self.inboxes.len());
                 self.inboxes[asker].put(cookie, result.map(<[u8]>::to_vec));
                 lock(&self.waking).get(asker).inspect(|waking| waking.wake());
             }
@@ -227,7 +234,11 @@ impl Service for WebSocket {
                 self.inboxes.iter().for_each(|inbox| inbox.revoke(&user));
                 self.wake_all();
             }
-            Event::Timer { .. } => self.show_figures()?,
+            // One of a generation before is not ours.
+            Event::Timer { token } if token == self.figures.load(Ordering::Relaxed) => {
+                self.figures.store(self.host.after(METRICS)?, Ordering::Relaxed);
+                self.show_figures()?;
+            }
             _ => {}
         }
         Ok(())
@@ -288,8 +299,13 @@ impl WebSocket {
         lock(&self.waking).get(number).inspect(|waking| waking.wake());
         loop {
             one.run(|| stop.is_set() || self.crew.is_called())?;
-            let part = || carry::part(one, &self.inboxes[number]);
-            match self.crew.rest(number, || stop.is_set(), part) {
+            let part = || carry::part(one, &self.inboxes[number], self.inboxes.len());
+            let stopped = || match (stop.is_set(), stop.is_replaced()) {
+                (false, _) => Stopped::No,
+                (true, true) => Stopped::Replaced,
+                (true, false) => Stopped::Otherwise,
+            };
+            match self.crew.rest(number, stopped, part) {
                 After::Run => {}
                 After::Leave => {
                     one.abandon();

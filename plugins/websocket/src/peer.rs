@@ -30,6 +30,17 @@ pub enum Peer {
     Open(Box<Open>),
 }
 
+impl Peer {
+    /// Bytes that it keeps of a message that is not whole.
+    pub fn kept(&self) -> usize {
+        match self {
+            Self::Head => 0,
+            Self::Echo(echo) => echo.decoder.kept(),
+            Self::Open(open) => open.decoder.kept(),
+        }
+    }
+}
+
 /// A peer on the path of the bare echo.
 #[derive(Default, Serialize, Deserialize)]
 pub struct Echo {

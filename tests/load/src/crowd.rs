@@ -91,6 +91,14 @@ pub struct Crowd {
     pub messages: u64,
 }
 
+/// The bits of a peer's own number in an id.
+const ID: u64 = u32::MAX as u64;
+
+/// An id as it is sent: it names its peer, so that an answer which another one gets is seen.
+fn written(at: usize, id: u64) -> u64 {
+    (at as u64) << 32 | id
+}
+
 impl Crowd {
     /// Nobody is there yet.
     pub fn new(plan: &Plan) -> Self {
@@ -160,11 +168,12 @@ impl Crowd {
             return;
         }
         let id = self.history.ask(at);
+        let written = written(at, id);
         let text = match kind {
-            Kind::Echo => speech::echo(id),
+            Kind::Echo => speech::echo(written),
             Kind::Word => {
                 let room = self.history.room(at);
-                speech::say(room, self.history.say(room), id)
+                speech::say(room, self.history.say(room), written)
             }
         };
         let frame = frames::client(text.as_bytes());
@@ -256,7 +265,11 @@ impl Crowd {
     }
 
     /// A request was answered; None: by an error, which may come for either kind.
-    fn answered(&mut self, at: usize, id: u64, kind: Option<Kind>, now: Instant) {
+    fn answered(&mut self, at: usize, written: u64, kind: Option<Kind>, now: Instant) {
+        let id = written & ID;
+        if written != self::written(at, id) {
+            return self.history.strange(at, &format!("the answer to {written}, which another peer asked"));
+        }
         self.history.answered(at, id);
         let peer = &mut self.peers[at];
         // Where it is not there it was answered before, or never asked: the history has counted it.

@@ -66,6 +66,9 @@ const fn cell(key: &'static str, kind: Kind) -> Cell {
     Cell { key, kind }
 }
 
+/// Figures that are to be 0.
+const FAULTS: [&str; 5] = ["dropped", "lost", "doubled", "reordered", "strange"];
+
 /// Every cell, in the order of the table.
 static CELLS: [Cell; 8] = [
     cell("baseline", Kind::Baseline),
@@ -91,7 +94,9 @@ pub fn bench(options: &Options) -> ExitCode {
                 let figures: Vec<_> = figures.iter().map(Figure::json).collect();
                 println!("{}", json!({ "figures": figures }));
             }
-            ExitCode::SUCCESS
+            // A figure may miss its limit on a busy machine; a fault is one on any.
+            let is_fault = |figure: &Figure| FAULTS.contains(&figure.name.as_str()) && !figure.is_ok();
+            if figures.iter().any(is_fault) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         }
         Err(error) => failed("bench reload", &*error),
     }

@@ -82,6 +82,14 @@ impl<P: Protocol> Loop<P> {
         (take(carried, &self.protocol), sockets)
     }
 
+    /// Bytes that go with the connections: what is unread and unsent, and what `weigh` says of each peer.
+    pub fn weight(&self, weigh: impl Fn(&P::Peer) -> usize) -> usize {
+        let connections = self.connections.iter().map(|(_, one)| one);
+        connections
+            .map(|one| one.unread.len() + one.outbox.waiting() + one.peer.as_ref().map_or(0, &weigh))
+            .sum()
+    }
+
     /// Takes connections in that another loop carries, before this one runs. Until then they are the other's
     /// still: where this one is dropped before, they stay open.
     pub fn adopt(&mut self, carried: Vec<(OwnedFd, Carried<P::Peer>)>) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! Stops a server, and returns when it has stopped.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use zeph_abi::{CallOptions, Entry, Event, EventKind, Failure, Scope, status};
+use zeph_abi::{CallOptions, Closed, Entry, Event, EventKind, Failure, Scope, status};
 
 use super::{Bus, STOP};
 use crate::clock::Due;
@@ -29,6 +29,28 @@ impl Bus {
             return self.tell(slot, &entry, event);
         }
         self.post(slot, OwnedEvent::new(event));
+    }
+
+    /// Tells a service that it serves. On a thread of its own: neither mail that waits nor a full pool may hold
+    /// up a `main` that waits for it.
+    pub fn tell_serving(self: &Arc<Self>, slot: u32) {
+        let serving = Event::new(EventKind::Serving);
+        let bus = self.clone();
+        let told = std::thread::Builder::new().name("zephserver-serving".into()).spawn(move || {
+            let Some(slot) = bus.registry.slot(u64::from(slot)) else { return };
+            loop {
+                match slot.gate.enter() {
+                    Ok(entry) => return bus.tell(slot, &entry, &Event::new(EventKind::Serving)),
+                    // Whoever opens it again, or follows, is told.
+                    Err(Closed::Shut) => slot.gate.wait(Instant::now() + Duration::from_secs(1)),
+                    // It went down again. Nobody is brought back for this.
+                    Err(Closed::Down) => return,
+                }
+            }
+        });
+        if told.is_err() {
+            self.mail(slot, &serving);
+        }
     }
 
     /// See [`Bus::mail`].

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::Receiver;
 
 use super::{Entry, Order, Past};
+use crate::lock::is_same_file;
 
 /// Where lines are added.
 pub(super) const FILE: &str = "history.jsonl";

@@ -13,6 +13,7 @@ use crate::life::{Birth, Inherited, Order};
 use crate::loader::{Loaded, short};
 use crate::messages::{Listed, Ticket};
 use crate::registry::Down;
+use crate::reload::Steps;
 use crate::settings::{ServiceOptions, ServicePath, ServiceSettings};
 use crate::supervisor::{Event, State, Supervisor};
 
@@ -63,6 +64,8 @@ pub struct Life {
     pub orders: Sender<Order>,
     pub instance: Option<Arc<Instance>>,
     pub seat: Option<&'static Seat>,
+    /// What reloads ask of it.
+    pub steps: Arc<Steps>,
     pub main_runs: bool,
     /// It said itself that it is ready.
     pub reported: bool,
@@ -88,6 +91,7 @@ impl Life {
             orders,
             instance: None,
             seat: None,
+            steps: Arc::default(),
             main_runs: false,
             reported: false,
         }

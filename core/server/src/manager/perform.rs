@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use zeph_abi::{EventKind, ServiceId, StopReason};
+use zeph_abi::{ServiceId, StopReason};
 use zeph_contract::Error;
 use zeph_contract::event::Change;
 
@@ -86,7 +86,7 @@ impl Manager {
         place.generation.store(life.generation, Ordering::Relaxed);
         place.instance.store(serial, Ordering::Relaxed);
         place.gate.admit(seat);
-        self.bus.mail(slot, &zeph_abi::Event::new(EventKind::Serving));
+        self.bus.tell_serving(slot);
         let (name, generation) = (&place.name, life.generation);
         tracing::info!("{name}: ready (generation {generation}, {})", life.hash);
         container.record(What::Ready, None);
@@ -99,6 +99,7 @@ impl Manager {
         let seat = self.containers.get(&slot).and_then(|container| container.life.as_ref()?.seat);
         if let Some(seat) = seat {
             place.gate.admit(seat);
+            self.bus.tell_serving(slot);
         }
     }
 

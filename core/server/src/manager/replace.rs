@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-use zeph_abi::{EventKind, Seat, ServiceId};
+use zeph_abi::{Seat, ServiceId};
 use zeph_contract::Error;
 use zeph_contract::event::Change;
 
@@ -34,6 +34,7 @@ pub(super) fn subject(container: &Container) -> Option<Subject> {
         wanted: if container.settings_refused.is_some() { Wanted::Kept } else { Wanted::OfFile },
         options: container.settings.options.clone(),
         instance: life.instance.clone()?,
+        steps: life.steps.clone(),
         seat: life.seat?,
     })
 }
@@ -235,7 +236,7 @@ impl Manager {
         place.generation.store(loaded.generation, Ordering::Relaxed);
         place.instance.store(id.serial(), Ordering::Relaxed);
         place.gate.admit(seat);
-        self.bus.mail(slot, &zeph_abi::Event::new(EventKind::Serving));
+        self.bus.tell_serving(slot);
         tracing::info!("{}: generation {} serves", place.name, loaded.generation);
         // Without state it begins from nothing, and others may have to tell it again what it knew.
         self.tell_change(slot, if inherits { Change::Reloaded } else { Change::Ready });

@@ -36,7 +36,8 @@ use crate::messages::{
 use crate::settings::{Current, Reload, check_service};
 use apply::Memory;
 use jobs::Jobs;
-use passage::{Passage, Step, too_long, within};
+pub use passage::Steps;
+use passage::{Passage, too_long, within};
 
 /// How long calls inside may take to end, once the gate is shut.
 const QUIET: Duration = Duration::from_millis(50);
@@ -345,7 +346,7 @@ impl Reloader {
             old_state_version,
             state: None,
             returned: None,
-            step: Step::default(),
+            was_frozen: false,
         })
     }
 

@@ -1,12 +1,13 @@
 //! One service on its way from one generation to the next, and the steps that plugins do for it.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use serde_json::{Map, Value};
 use zeph_abi::{Exported, Failure, Instance, Readiness, ServiceDeclaration, ServiceId};
-use zeph_contract::Error;
+use zeph_contract::{Code, Error};
 
 use super::Failed;
 use crate::life::{self, Inherited, Order};
@@ -33,14 +34,32 @@ pub struct Passage {
     pub state: Option<Inherited>,
     /// How its main ended, if it did already.
     pub returned: Option<Result<(), Failure>>,
-    pub step: Step,
+    /// Its own threads rest, or are about to.
+    pub was_frozen: bool,
 }
 
-/// The steps of an old instance: one at a time, also where one took too long and was given up.
+/// The steps of one instance: one at a time, also where one took too long and was given up. It belongs to the
+/// instance, so that the next reload knows of a step that the one before has given up.
 #[derive(Default)]
-pub struct Step {
-    pub lock: Arc<Mutex<()>>,
-    pub was_frozen: bool,
+pub struct Steps {
+    turn: Mutex<()>,
+    under_way: AtomicUsize,
+}
+
+/// A step that is to be done, or is being done.
+struct UnderWay(Arc<Steps>);
+
+impl UnderWay {
+    fn new(steps: &Arc<Steps>) -> Self {
+        steps.under_way.fetch_add(1, Ordering::SeqCst);
+        Self(steps.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 pub fn too_long(path: &str, step: &str, limit: Duration) -> String {
@@ -58,8 +77,14 @@ pub fn within<T: Send + 'static>(deadline: Instant, step: impl FnOnce() -> T + S
 impl Passage {
     /// Has the old instance's own threads rest.
     pub fn freeze(&mut self, limit: Duration) -> Result<(), Failed> {
-        self.step.was_frozen = true;
-        self.ask_old("freeze", Instant::now() + limit, limit, |instance| instance.freeze())
+        if self.subject.steps.under_way.load(Ordering::SeqCst) > 0 {
+            // A thaw that comes late would undo what comes now.
+            let text = "a step of an earlier reload still runs in it; try again";
+            return Err(Failed::later(Error::busy(format!("{}: {text}", self.subject.path))));
+        }
+        self.was_frozen = true;
+        let frozen = self.ask_old("freeze", Instant::now() + limit, limit, |instance| instance.freeze());
+        frozen.map_err(|failed| Failed::later(Error::busy(failed.error.text)))
     }
 
     /// Takes the state of the old instance.
@@ -69,7 +94,7 @@ impl Passage {
 
     /// Lets the old instance go on, as if nothing had been.
     pub fn go_on(&mut self) {
-        if std::mem::take(&mut self.step.was_frozen) {
+        if std::mem::take(&mut self.was_frozen) {
             // After a freeze that still runs, whenever that ends.
             let thawed = self.ask_old("thaw", Instant::now() + THAW, THAW, Instance::thaw);
             thawed.unwrap_or_else(|failed| tracing::error!("{}", failed.error.text));
@@ -86,9 +111,10 @@ impl Passage {
         f: fn(&Instance) -> Result<T, Failure>,
     ) -> Result<T, Failed> {
         let (path, instance) = (self.subject.path.to_string(), self.subject.instance.clone());
-        let lock = self.step.lock.clone();
+        let under_way = UnderWay::new(&self.subject.steps);
         let step = move || {
-            let _turn = lock.lock();
+            let UnderWay(steps) = &under_way;
+            let _turn = steps.turn.lock();
             f(&instance)
         };
         let name = format!("{name} of the old instance");
@@ -117,9 +143,11 @@ impl Passage {
                 Ok(life::Event::Initialized) => initialized = true,
                 Ok(life::Event::Ready) => reported = true,
                 Ok(life::Event::Failed { step, failure }) => {
-                    return Err(Failed::bad_file(format!(
-                        "{path}: {step} of the new instance failed: {failure}"
-                    )));
+                    let text = format!("{path}: {step} of the new instance failed: {failure}");
+                    // Busy is what it found, and says nothing of the file.
+                    let is_busy = failure.status == Code::Busy.number();
+                    let busy = || Failed::later(Error::busy(text.as_str()));
+                    return Err(if is_busy { busy() } else { Failed::bad_file(text) });
                 }
                 Ok(life::Event::Returned(Err(failure))) => {
                     return Err(Failed::bad_file(format!(

@@ -12,6 +12,11 @@ use std::time::SystemTime;
 
 use zephserver::{MOST_LOG_FILES, rotated_log};
 
+use crate::show;
+
+/// Looks at the files while they are rotated.
+const TRIES: u32 = 10;
+
 /// A line with its line break.
 pub type Line = Vec<u8>;
 
