@@ -229,3 +229,21 @@ fn a_build_that_keeps_nothing_says_goodbye() {
     server.ask("restart websocket").unwrap();
     assert_eq!(client.closed_with().0, 1012);
 }
+
+#[test]
+fn a_full_pool_does_not_keep_a_new_generation_from_serving() {
+    let mut server = stage("[server]\nwatch = false\npool_threads = 2");
+    let mut client = Client::join_as(&server, "busy", "Ann");
+    for id in 0..6 {
+        client.send(json!({"task": "Slow", "data": {"ms": 1500}, "id": id}));
+    }
+    server.wait_log("Slow began");
+    reload(&mut server);
+    client.send(json!({"task": "TaskEcho", "id": "quick"}));
+    // It comes before the slow ones end.
+    let first = client.until("an answer", |frame| !frame["id"].is_null());
+    assert_eq!(first["id"], "quick");
+    for _ in 0..6 {
+        client.until("a slow answer", |frame| frame["task"] == "Slow");
+    }
+}
