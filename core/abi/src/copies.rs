@@ -2,8 +2,9 @@
 //!
 //! A copy is **retired** when its [`Library`](crate::Library) is dropped: its instances are destroyed then, and
 //! with them every call, job and step that could lead into it. It is **quiet** when, besides, no thread lives that
-//! was started by its code, and all that was over [`GRACE`] ago. The thread keys of quiet copies are given back,
-//! when a further copy is opened and when somebody asks how things stand. Copies that never get quiet keep
+//! was started by its code, and all that was over [`GRACE`] ago. When a further copy is opened, and when somebody
+//! asks how things stand, the thread keys of quiet copies are given back, and the kernel gets the memory of retired
+//! ones. Copies that never get quiet keep
 //! theirs, and are shown as held.
 //!
 //! What may still happen in a quiet copy: a thread of somebody else, of the server's pool perhaps, has been in
@@ -106,6 +107,7 @@ pub enum Full {
 pub fn copies() -> Copies {
     let mut books = books();
     let (now, has_hook) = (truth::monotonic(), keys::is_active());
+    books.release(now);
     if has_hook && !threads::lost_count() {
         books.settle(now);
     }
@@ -129,10 +131,10 @@ pub(crate) struct Account {
 
 impl Account {
     /// A copy of this file, in this part of memory.
-    pub(crate) fn open(file: &Path, memory: Range<usize>) -> Self {
+    pub(crate) fn open(file: &Path, memory: Range<usize>, segments: Vec<Range<usize>>) -> Self {
         let mut words: Vec<_> = file.iter().rev().take(2).map(|word| word.to_string_lossy()).collect();
         words.reverse();
-        let copy = Copy { end: memory.end, name: words.join("/"), retired: None };
+        let copy = Copy { end: memory.end, segments, name: words.join("/"), retired: None };
         books().copies.insert(memory.start, copy);
         Self { base: memory.start }
     }
@@ -159,6 +161,8 @@ impl Copies {
 
 struct Copy {
     end: usize,
+    /// Where it lies in memory; empty once the kernel was told that it may have that.
+    segments: Vec<Range<usize>>,
     name: String,
     /// Since when nobody enters it, by [`truth::monotonic`].
     retired: Option<u64>,
@@ -197,6 +201,14 @@ impl Books {
             }
         }
         counts
+    }
+
+    /// Lets the kernel have the memory of copies that nobody enters any more.
+    fn release(&mut self, now: u64) {
+        let since = now.saturating_sub(GRACE.as_nanos() as u64);
+        for copy in self.copies.values_mut().filter(|copy| copy.retired.is_some_and(|at| at <= since)) {
+            truth::release(&std::mem::take(&mut copy.segments));
+        }
     }
 
     /// Gives back the keys of quiet copies.
@@ -247,7 +259,7 @@ mod tests {
 
     /// Books with one copy, in which nothing lies but what is at `address`.
     fn books_with(address: usize, retired: Option<u64>) -> Books {
-        let copy = Copy { end: address + 1, name: "x/0001.so".into(), retired };
+        let copy = Copy { end: address + 1, segments: Vec::new(), name: "x/0001.so".into(), retired };
         Books { copies: BTreeMap::from([(address, copy)]), ..Books::new() }
     }
 
@@ -309,7 +321,7 @@ mod tests {
 
     #[test]
     fn an_address_belongs_to_the_copy_around_it() {
-        let copy = |end: usize| Copy { end, name: String::new(), retired: None };
+        let copy = |end: usize| Copy { end, segments: Vec::new(), name: String::new(), retired: None };
         let copies = BTreeMap::from([(100, copy(200)), (300, copy(400))]);
         let books = Books { copies, ..Books::new() };
         let owner = |address| books.owner(address).map(|(base, _)| base);
@@ -335,7 +347,7 @@ mod tests {
     fn a_dropped_account_is_retired() {
         let find = |base| books().copies.get(&base).map(|copy| (copy.name.clone(), copy.retired.is_some()));
         // No library is loaded so far down.
-        let account = Account::open(Path::new("/state/copies/hello/0001-abc.so"), 4096..4097);
+        let account = Account::open(Path::new("/state/copies/hello/0001-abc.so"), 4096..4097, Vec::new());
         assert_eq!(find(4096), Some(("hello/0001-abc.so".into(), false)));
         drop(account);
         assert_eq!(find(4096), Some(("hello/0001-abc.so".into(), true)));

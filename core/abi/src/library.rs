@@ -71,8 +71,8 @@ impl Library {
             .map_err(|error| OpenError::NoPlugin(cause(&error)))?
             .into_raw();
         let (base, code_address) = (answered_by(path, symbol)?, symbol as usize);
-        let (end, build_id) = truth::image(base).map_or((base, None), |image| (image.end, image.build_id));
-        let account = Account::open(path, base..end);
+        let image = truth::image(base).unwrap_or_else(|| truth::Image::at(base));
+        let account = Account::open(path, base..image.end, image.segments);
         // SAFETY: the symbol is a `LibHeader`, which begins with an `AbiHeader` whose magic is checked next.
         let header: AbiHeaderRef = unsafe { std::mem::transmute::<*mut c_void, AbiHeaderRef>(symbol) };
         let root = header
@@ -80,7 +80,7 @@ impl Library {
             .and_then(|header| header.init_root_module::<RootV1Ref>())
             .map_err(|error| OpenError::Incompatible(one_line(&error)))?;
         answered_by(path, root.create() as *const c_void)?;
-        Ok(Self { root, code_address, build_id, _account: account })
+        Ok(Self { root, code_address, build_id: image.build_id, _account: account })
     }
 
     /// Prepares the copy: panic hook, logging. Once, before anything else.

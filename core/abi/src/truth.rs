@@ -1,6 +1,7 @@
 //! Reload truth: where code that just answered really came from.
 
 use std::ffi::{CStr, c_void};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -34,8 +35,17 @@ pub fn monotonic() -> u64 {
 pub(crate) struct Image {
     /// Where it ends.
     pub end: usize,
+    /// Its segments that nobody writes to: in memory they are as they are in the file.
+    pub segments: Vec<Range<usize>>,
     /// Its GNU build id, if it has one.
     pub build_id: Option<Vec<u8>>,
+}
+
+impl Image {
+    /// One of which nothing is known but where it begins.
+    pub fn at(base: usize) -> Self {
+        Self { end: base, segments: Vec::new(), build_id: None }
+    }
 }
 
 struct Search {
@@ -57,13 +67,20 @@ unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, data: *mut c
     if info.dlpi_addr as usize != search.base {
         return 0;
     }
-    let mut image = Image { end: search.base, build_id: None };
+    let (mut image, mut is_patched) = (Image::at(search.base), false);
     // SAFETY: the loader describes its own table.
     let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum as usize) };
     for header in headers {
         let (start, size) = (search.base + header.p_vaddr as usize, header.p_memsz as usize);
         match header.p_type {
-            libc::PT_LOAD => image.end = image.end.max(start + size),
+            libc::PT_LOAD => {
+                image.end = image.end.max(start + size);
+                if header.p_flags & libc::PF_W == 0 {
+                    image.segments.push(start..start + size);
+                }
+            }
+            // SAFETY: a loaded library's dynamic section is mapped for its whole size.
+            libc::PT_DYNAMIC => is_patched = unsafe { has_patched_text(start, size) },
             libc::PT_NOTE if image.build_id.is_none() => {
                 // SAFETY: a loaded note segment is mapped for its whole size.
                 let notes = unsafe { std::slice::from_raw_parts(start as *const u8, size) };
@@ -72,8 +89,39 @@ unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, data: *mut c
             _ => {}
         }
     }
+    if is_patched {
+        image.segments.clear();
+    }
     search.found = Some(image);
     1
+}
+
+/// Whether the loader wrote into segments that are read-only otherwise (ELF, `DT_TEXTREL`).
+///
+/// # Safety
+/// A dynamic section is mapped there.
+unsafe fn has_patched_text(start: usize, size: usize) -> bool {
+    const TEXTREL: u64 = 22;
+    const FLAGS: u64 = 30;
+    const FLAG_TEXTREL: u64 = 4;
+    // SAFETY: the caller vouches for it; an entry is two words.
+    let entries = unsafe { std::slice::from_raw_parts(start as *const [u64; 2], size / 16) };
+    let is_patch = |[tag, value]: &[u64; 2]| *tag == TEXTREL || *tag == FLAGS && value & FLAG_TEXTREL != 0;
+    entries.iter().any(is_patch)
+}
+
+/// Gives back the memory of segments that nobody writes to. What somebody touches again comes back from the file.
+pub(crate) fn release(segments: &[Range<usize>]) {
+    const PAGE: usize = 4096;
+    for segment in segments {
+        // Whole pages only: the first and the last may be shared with a segment that is written to.
+        let (start, end) = (segment.start.next_multiple_of(PAGE), segment.end & !(PAGE - 1));
+        if start < end {
+            // SAFETY: the pages are those of a private mapping of a file that never changes, and were never
+            // written to, so that the file has their content.
+            unsafe { libc::madvise(start as *mut c_void, end - start, libc::MADV_DONTNEED) };
+        }
+    }
 }
 
 /// Notes: name size, description size, type; then name and description, each padded to four bytes.
