@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TrySendError};
 use serde_json::{Map, Value};
 use zeph_abi::{Failure, Instance, Seat, ServiceId};
 use zeph_contract::Error;
@@ -90,8 +90,12 @@ pub enum Command {
     Start(String),
     /// The same with settings of the asker's own, where it does not exist yet.
     Ensure(String, Map<String, Value>),
+    /// The same, since the settings want it to run.
+    Added(String),
     /// Stop it; no call brings it back.
     Disable(String),
+    /// The same, since the settings do not name it any more.
+    Removed(String),
     /// Stop and start it.
     Restart(String),
     /// Stop it and forget it.
@@ -306,4 +310,12 @@ pub enum Job {
     Apply { mode: ApplyMode, origin: Origin, ticket: Ticket },
     /// No more work.
     Quit,
+}
+
+/// Why the reload thread does not take a job.
+pub fn not_taken(refused: &TrySendError<Job>) -> Error {
+    match refused {
+        TrySendError::Full(_) => Error::busy("too many reloads wait already"),
+        TrySendError::Disconnected(_) => Error::unavailable("the server is stopping"),
+    }
 }

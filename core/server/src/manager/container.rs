@@ -1,5 +1,6 @@
 //! The manager's own record of one service.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -8,6 +9,7 @@ use serde_json::{Value, json};
 use zeph_abi::{Instance, Seat, ServiceId, StopReason};
 use zeph_contract::Error;
 
+use super::postponed::Postponed;
 use crate::history::{Entry, History, What, milliseconds};
 use crate::life::{Birth, Inherited, Order};
 use crate::loader::{Loaded, short};
@@ -32,7 +34,7 @@ pub struct Container {
     pub wake: Option<Instant>,
     /// A reload holds it: what happens meanwhile waits in `postponed`.
     pub reloading: bool,
-    pub postponed: Vec<Event>,
+    pub postponed: Postponed,
     pub restarts: u64,
     pub failure: Option<String>,
     pub failure_count: u64,
@@ -45,8 +47,8 @@ pub struct Container {
     /// Generation and hash of its present instance, or of the one before.
     build: Option<(u32, String)>,
     /// Why it was told to start, and to stop.
-    pub start_reason: Option<&'static str>,
-    pub stop_reason: Option<&'static str>,
+    pub start_reason: Option<Cow<'static, str>>,
+    pub stop_reason: Option<Cow<'static, str>>,
     /// Who waits until it runs.
     pub start_tickets: Vec<Ticket>,
     /// Who waits until it does not.
@@ -179,7 +181,7 @@ impl Container {
             life: None,
             wake: None,
             reloading: false,
-            postponed: Vec::new(),
+            postponed: Postponed::default(),
             restarts: 0,
             failure: None,
             failure_count: 0,
@@ -198,9 +200,6 @@ impl Container {
 
     /// These options count from now on.
     pub fn set_options(&mut self, options: ServiceOptions) {
-        // What its plugin declares comes first.
-        self.needs.truncate(self.needs.len().saturating_sub(self.settings.options.needs.len()));
-        self.needs.extend(options.needs.iter().cloned());
         self.supervisor.adapt(options.clone());
         self.settings.options = options;
     }
@@ -270,7 +269,7 @@ impl Container {
         match (before, event, self.supervisor.state()) {
             (State::Stopping { .. }, Event::Gone, _)
             | (State::Waiting { .. } | State::Blocked, Event::Stop, State::Available) => {
-                self.record(What::Stopped, self.stop_reason);
+                self.record(What::Stopped, self.stop_reason.as_deref());
             }
             (_, _, State::Blocked) if before != State::Blocked => {
                 self.record(What::Waiting, Some("what it needs is not ready"));
@@ -354,8 +353,6 @@ impl Container {
                 let view =
                     json!({"service": self.path.to_string(), "state": "enabled", "generation": generation});
                 self.start_tickets.drain(..).for_each(|ticket| ticket.answer(Ok(view.clone())));
-                let again = Error::cancelled(format!("{} was started again meanwhile", self.path));
-                self.stop_tickets.drain(..).for_each(|ticket| ticket.answer(Err(again.clone())));
             }
             State::Waiting { .. } | State::Available => {
                 let reason = self.failure.clone().unwrap_or_else(|| "it was stopped".into());
@@ -363,9 +360,19 @@ impl Container {
             }
             State::Ended | State::Starting | State::Blocked | State::Stopping { .. } => {}
         }
-        if state == State::Available {
-            let view = json!({"service": self.path.to_string(), "state": "available"});
-            self.stop_tickets.drain(..).for_each(|ticket| ticket.answer(Ok(view.clone())));
+        match state {
+            State::Available => {
+                let view = json!({"service": self.path.to_string(), "state": "available"});
+                self.stop_tickets.drain(..).for_each(|ticket| ticket.answer(Ok(view.clone())));
+            }
+            // It is to run again, and the stop that was waited for does not come any more.
+            State::Enabled | State::Starting | State::Blocked | State::Waiting { .. }
+                if !self.postponed.has_stop() =>
+            {
+                let again = Error::cancelled(format!("{} was started again meanwhile", self.path));
+                self.stop_tickets.drain(..).for_each(|ticket| ticket.answer(Err(again.clone())));
+            }
+            _ => {}
         }
     }
 }

@@ -64,7 +64,8 @@ impl Manager {
         match life::begin(container.birth(&loaded, id), from_life(self.sender.clone(), id)) {
             Ok(orders) => {
                 container.replace_life(Life::new(id, &loaded, orders));
-                container.record(What::Started, container.start_reason);
+                let again = (container.failure_count > 0).then_some("it failed before");
+                container.record(What::Started, container.start_reason.as_deref().or(again));
             }
             Err(error) => {
                 // The start's time limit tries again.

@@ -1,6 +1,7 @@
 //! The manager's part in a reload: it says which services run, leaves them alone for the last steps, and
 //! makes the new instances the present ones when the reloader says so.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
@@ -177,6 +178,8 @@ impl Manager {
         let stays = |hash: &String| direction == Direction::Back && *hash != loaded.hash;
         plugin.refused = plugin.refused.take().filter(|(bad, _)| stays(bad));
         plugin.waiting = plugin.waiting.take().filter(stays);
+        // Who is carried over has its settings already; all others begin with theirs some day.
+        self.renew_settings(loaded, &HashMap::new());
     }
 
     /// Has services of a library that are not handed over begin with its present build.
@@ -224,8 +227,7 @@ impl Manager {
         container.checkpoint = None;
         container.since = SystemTime::now();
         // What happened to the old instance meanwhile does not concern the new one; a wish to stop does.
-        container.postponed.retain(|event| matches!(event, Event::Stop | Event::Start));
-        container.supervisor.adapt(container.settings.options.clone());
+        container.postponed.keep_wishes();
         if inherits {
             self.bus.subscriptions.inherit(slot, id.serial());
         } else {
@@ -239,6 +241,7 @@ impl Manager {
         tracing::info!("{}: generation {} serves", place.name, loaded.generation);
         // Without state it begins from nothing, and others may have to tell it again what it knew.
         self.tell_change(slot, if inherits { Change::Reloaded } else { Change::Ready });
+        self.renew_needs(slot);
         if let Some(old) = old {
             self.drain(old);
         }
@@ -290,11 +293,9 @@ impl Manager {
             .map(|container| container.slot)
             .collect();
         for slot in held {
-            let postponed = self.with(slot, |container| {
-                container.reloading = false;
-                std::mem::take(&mut container.postponed)
-            });
-            for event in postponed.into_iter().flatten() {
+            self.with(slot, |container| container.reloading = false);
+            // Not taken as a whole: until a stop has had its turn, who waits for it is to wait on.
+            while let Some(event) = self.with(slot, |container| container.postponed.take_first()).flatten() {
                 self.step(slot, event);
             }
         }

@@ -202,18 +202,18 @@ impl Reloader {
             (_, Effect::NextStart) => return None,
             (What::Server, _) => Ok(()),
             (What::Options(path, options), _) => self.set_options(path, options),
-            (What::Added(path), _) => self.command(jobs, Command::Start(path.to_string())),
+            (What::Added(path), _) => self.command(jobs, Command::Added(path.to_string())),
             (What::Settings(path, settings), effect) => match self.renew(path, settings) {
                 Err(error) => {
                     refused.insert(path.clone(), error.text.clone());
                     Err(error)
                 }
                 // The manager starts it: this waits for how that ends.
-                Ok(()) if effect == Effect::Started => self.command(jobs, Command::Start(path.to_string())),
+                Ok(()) if effect == Effect::Started => self.command(jobs, Command::Added(path.to_string())),
                 Ok(()) => Ok(()),
             },
             (What::Removed(path), _) => self
-                .command(jobs, Command::Disable(path.to_string()))
+                .command(jobs, Command::Removed(path.to_string()))
                 .and_then(|()| self.command(jobs, Command::Delete(path.to_string()))),
         };
         Some(made)
