@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use serde_json::{Map, Value};
@@ -304,8 +305,8 @@ pub enum Job {
     /// Replace them by those of a kept build: the one before, or the one whose hash begins like this.
     Rollback { library: String, build: Option<String>, ticket: Ticket },
     /// A build failed soon after its reload, and the one before serves again: whatever else of the library runs
-    /// is to follow.
-    Follow { from: Arc<Loaded>, to: Arc<Loaded> },
+    /// is to follow. For so long it is waited for who just starts or stops.
+    Follow { from: Arc<Loaded>, to: Arc<Loaded>, patience: Duration },
     /// Compare the settings file with what is in force, and make the changes.
     Apply { mode: ApplyMode, origin: Origin, ticket: Ticket },
     /// No more work.

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
@@ -148,7 +148,10 @@ impl Manager {
         self.renew_others(&to, GONE_BACK, |container| {
             container.slot != slot && container.supervisor.state() != State::Enabled
         });
-        if self.jobs.try_send(Job::Follow { from, to: to.clone() }).is_err() {
+        // Who is just stopping is waited for, and a second more.
+        let limits = self.of_library(&to.name).map(|container| container.settings.options.stop_timeout);
+        let patience = limits.max().unwrap_or_default() + Duration::from_secs(1);
+        if self.jobs.try_send(Job::Follow { from, to: to.clone(), patience }).is_err() {
             tracing::error!(
                 "{}: what did not fail stays with the new build: too many reloads wait; bring it back: zephserver \
                  restart NAME",
@@ -192,11 +195,7 @@ impl Manager {
         let Some(watch) = plugin.and_then(|plugin| plugin.watch.as_mut()) else { return };
         let before = watch.before.clone();
         let declared = before.declaration.service(&container.path.kind);
-        let reads = |kept: &Inherited| {
-            declared.is_some_and(|service| {
-                service.state_version == kept.version || service.imports.contains(&kept.version)
-            })
-        };
+        let reads = |kept: &Inherited| declared.is_some_and(|service| service.reads(kept.version));
         let checkpoint = container.checkpoint.take().filter(reads);
         let state = watch.left.remove(&slot).and_then(|left| left.state).filter(reads);
         let lost = what_is_lost(checkpoint.as_ref(), state.as_ref(), watch.since);

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::Sender;
 use serde_json::{Value, json};
@@ -78,6 +78,10 @@ pub struct Retired {
     /// It has no call inside and no job left, or is not to finish them.
     is_drained: bool,
     ended: bool,
+    /// How long it may take to stop.
+    stop_timeout: Duration,
+    /// By when it is to be gone, from when it was told to stop until it was named.
+    until: Option<Instant>,
 }
 
 impl Life {
@@ -120,17 +124,30 @@ impl Life {
 }
 
 impl Retired {
-    pub fn new(life: Life) -> Self {
+    pub fn new(life: Life, stop_timeout: Duration) -> Self {
         let main_is_over = !life.main_runs && life.instance.is_some();
-        Self { life, main_is_over, is_drained: false, ended: false }
+        Self { life, main_is_over, is_drained: false, ended: false, stop_timeout, until: None }
     }
 
     /// Asks it to stop, once it has nothing left to do.
     pub fn stop(&mut self, name: &str, reason: StopReason) {
-        if !std::mem::replace(&mut self.is_drained, true) && self.life.main_runs {
-            self.life.stop(name, reason);
+        if !std::mem::replace(&mut self.is_drained, true) {
+            self.until = Some(Instant::now() + self.stop_timeout);
+            if self.life.main_runs {
+                self.life.stop(name, reason);
+            }
         }
         self.end_if_over();
+    }
+
+    /// When it is to be looked at.
+    pub fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// Once, where it is not gone in time: how much time it had.
+    pub fn overdue(&mut self, now: Instant) -> Option<Duration> {
+        self.until.take_if(|until| *until <= now).map(|_| self.stop_timeout)
     }
 
     /// It did not stop in time: it ends when it ends.

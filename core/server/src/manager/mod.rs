@@ -182,7 +182,8 @@ impl Manager {
             let wakes = self.containers.values().filter_map(|container| container.wake);
             let watches = self.plugins.values().filter_map(|plugin| Some(plugin.watch.as_ref()?.until));
             let shutdown = self.shutdown.as_ref().and_then(|shutdown| shutdown.until);
-            let wake = wakes.chain(watches).chain(shutdown).min();
+            let retired = self.retired.values().filter_map(Retired::until);
+            let wake = wakes.chain(watches).chain(shutdown).chain(retired).min();
             let message = match wake {
                 Some(at) => self.messages.recv_deadline(at),
                 None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -200,6 +201,7 @@ impl Manager {
     fn wake_due(&mut self) {
         let now = Instant::now();
         self.end_watches(now);
+        self.name_overdue(now);
         if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.until.is_some_and(|until| until <= now)) {
             self.go_on();
         }

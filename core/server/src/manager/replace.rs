@@ -65,13 +65,18 @@ impl Manager {
             Replacing::Waits { library, hash } => self.let_wait(&library, hash),
             Replacing::Forget { id } => {
                 self.candidates.remove(&id);
-                if let Some(slot) = id.slot() {
-                    self.bus.cancel_calls_by(slot, id.serial());
-                    self.bus.clock.forget(slot, id.serial());
-                    self.bus.subscriptions.forget(slot, id.serial());
-                    self.listeners.forget(self.bus.registry.name(slot), id.serial());
-                }
+                self.forget_candidate(id);
             }
+        }
+    }
+
+    /// What a new instance had asked for that never served is void.
+    pub(super) fn forget_candidate(&self, id: ServiceId) {
+        if let Some(slot) = id.slot() {
+            self.bus.cancel_calls_by(slot, id.serial());
+            self.bus.clock.forget(slot, id.serial());
+            self.bus.subscriptions.forget(slot, id.serial());
+            self.listeners.forget(self.bus.registry.name(slot), id.serial());
         }
     }
 
@@ -220,7 +225,7 @@ impl Manager {
         let seat = place.gate.seat(instance.clone(), id.serial());
         let mut new = Life::new(id, loaded, orders);
         (new.instance, new.seat, new.main_runs, new.reported) = (Some(instance), Some(seat), main_runs, true);
-        let old = container.replace_life(new);
+        let (old, stop_timeout) = (container.replace_life(new), container.settings.options.stop_timeout);
         container.record(what, Some(cause));
         container.settings.values = values;
         // It was another build's.
@@ -243,7 +248,7 @@ impl Manager {
         self.tell_change(slot, if inherits { Change::Reloaded } else { Change::Ready });
         self.renew_needs(slot);
         if let Some(old) = old {
-            self.drain(old);
+            self.drain(old, stop_timeout);
         }
         if let Some(result) = returned {
             self.on_returned(slot, result);
@@ -251,9 +256,9 @@ impl Manager {
     }
 
     /// Lets an old instance finish its calls and jobs; then it is asked to stop.
-    fn drain(&mut self, old: Life) {
+    fn drain(&mut self, old: Life, stop_timeout: Duration) {
         let (id, seat) = (old.id, old.seat);
-        self.retired.insert(id, Retired::new(old));
+        self.retired.insert(id, Retired::new(old, stop_timeout));
         self.mark_stopping(id);
         let (bus, sender, limit) =
             (self.bus.clone(), self.sender.clone(), self.bus.settings.look().limits.drain_timeout);
