@@ -210,6 +210,7 @@ impl Manager {
 
     /// Names who was told to end and has not in time. It is waited for no more, and ends when it ends.
     pub(super) fn name_overdue(&mut self, now: Instant) {
+        let before = self.left.len();
         for (id, retired) in &mut self.retired {
             let Some(limit) = retired.overdue(now) else { continue };
             let (name, limit) = (self.bus.who(*id), limit.as_secs_f64());
@@ -220,6 +221,9 @@ impl Manager {
             let entry = Entry::new(name, What::LeftBehind);
             self.history.record(entry.of_build(generation, hash).because(&cause));
             self.left.insert(*id, format!("{name} (a replaced instance)"));
+        }
+        if self.left.len() > before {
+            self.go_on();
         }
     }
 
