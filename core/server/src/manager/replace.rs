@@ -183,7 +183,7 @@ impl Manager {
         let stays = |hash: &String| direction == Direction::Back && *hash != loaded.hash;
         plugin.refused = plugin.refused.take().filter(|(bad, _)| stays(bad));
         plugin.waiting = plugin.waiting.take().filter(stays);
-        // Who is carried over has its settings already; all others begin with theirs some day.
+        // Who is carried over gets its own with the new instance; all others begin with these some day.
         self.renew_settings(loaded, &HashMap::new());
     }
 
