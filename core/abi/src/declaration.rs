@@ -59,6 +59,13 @@ pub struct ServiceDeclaration {
     pub verbs: Vec<VerbDeclaration>,
 }
 
+impl ServiceDeclaration {
+    /// True where it can begin with state of this version.
+    pub fn reads(&self, version: u32) -> bool {
+        self.state_version == version || self.imports.contains(&version)
+    }
+}
+
 /// How a service is replaced by a new build.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -114,9 +114,20 @@ pub(crate) fn destructors() -> impl Iterator<Item = (pthread_key_t, usize)> {
 
 /// Deletes a key for its owner, in whose code nothing runs any more. False: it is not that owner's now.
 pub(crate) fn give_back(key: pthread_key_t, destructor: usize) -> bool {
-    let is_same = KEYS.get(key as usize).is_some_and(|entry| entry.load(Ordering::Acquire) == destructor);
+    // SAFETY: that is its type.
+    let Some(delete) = (unsafe { DELETE.get::<Delete>() }) else { return false };
+    let Some(entry) = KEYS.get(key as usize) else { return false };
+    // In one step: its owner may be deleting it just now, and somebody else may get it at once.
+    if entry.compare_exchange(destructor, FREE, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        return false;
+    }
     // SAFETY: any number may be asked for; glibc calls no destructor for values of a key that is deleted.
-    is_same && unsafe { delete(key) } == 0
+    let is_deleted = unsafe { delete(key) } == 0;
+    if !is_deleted {
+        // Unless somebody got it meanwhile.
+        let _ = entry.compare_exchange(FREE, destructor, Ordering::AcqRel, Ordering::Acquire);
+    }
+    is_deleted
 }
 
 /// True where plugins get our functions, so that the counts are true.

@@ -46,11 +46,22 @@ impl Clock {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets a timer. False: there are too many.
-    pub fn set_timer(&self, token: u64, slot: u32, serial: u32, after: Duration, period: Duration) -> bool {
+    /// Sets a timer. False: there are too many. `pends` says which calls still pend.
+    pub fn set_timer(
+        &self,
+        token: u64,
+        (slot, serial): (u32, u32),
+        after: Duration,
+        period: Duration,
+        pends: impl Fn(u64) -> bool,
+    ) -> bool {
         let mut state = self.state();
         if state.timers.len() >= CAPACITY {
             return false;
+        }
+        // Timers that are cancelled stay in it until they would be due.
+        if state.heap.len() >= state.sweep_at {
+            state.sweep(pends);
         }
         state.timers.insert(token, Timer { slot, serial, period });
         state.heap.push(Reverse((Instant::now() + after, token)));

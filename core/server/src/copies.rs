@@ -5,7 +5,6 @@
 //! begin with 1 in every server, so the file's time says which copy is younger.
 
 use std::cmp::Reverse;
-use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -43,6 +42,20 @@ fn parse(name: &str) -> Option<(&str, u32)> {
     Some((*hash, number.parse().ok()?)).filter(|_| is_hash)
 }
 
+/// Nobody but us, root, and whoever the sticky bit keeps from it, can rename what is in the folder.
+fn check_owner(folder: &Path) -> io::Result<()> {
+    let (metadata, me) = (fs::metadata(folder)?, fs::metadata("/proc/self")?.uid());
+    let (owner, mode, path) = (metadata.uid(), metadata.mode(), folder.display());
+    let text = if owner != me && owner != 0 {
+        format!("it belongs to uid {owner}, not to us (uid {me}) or root: chown {me} {path}")
+    } else if mode & 0o002 != 0 && mode & 0o1000 == 0 {
+        format!("it can be written by others: chmod o-w {path}")
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(ErrorKind::PermissionDenied, text))
+}
+
 /// Makes a folder that only we can write to, or makes sure that it is one.
 fn make_private(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -55,11 +68,18 @@ fn make_private(folder: &Path) -> io::Result<()> {
 }
 
 impl Copies {
-    /// The copies below `state_path`.
+    /// The copies below `state_path`. Of each content one is kept: servers that ended before they were ready have
+    /// perhaps left many.
     pub fn open(state_path: &Path) -> io::Result<Self> {
         let folder = state_path.join("copies");
+        DirBuilder::new().recursive(true).mode(0o700).create(state_path)?;
+        check_owner(state_path)?;
         make_private(&folder)?;
-        Ok(Self { folder, made: Mutex::default() })
+        let copies = Self { folder, made: Mutex::default() };
+        for library in fs::read_dir(&copies.folder)?.flatten() {
+            library.file_name().to_str().into_iter().for_each(|library| copies.keep(library, usize::MAX));
+        }
+        Ok(copies)
     }
 
     /// Where they are.
@@ -79,33 +99,28 @@ impl Copies {
         let folder = self.folder.join(library);
         make_private(&folder)?;
         let folder = folder.canonicalize()?;
-        let (path, mut file) = loop {
+        let (path, part, mut file) = loop {
             let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
             let path = folder.join(format!("{generation:04}-{hash}-{}-{number}.so", std::process::id()));
-            match OpenOptions::new().write(true).create_new(true).mode(0o500).open(&path) {
-                // Kept from an earlier process of the same pid.
+            let part = path.with_extension("part");
+            match OpenOptions::new().write(true).create_new(true).mode(0o500).open(&part) {
+                // Either of them was left by an earlier process of the same pid.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                opened => break (path, opened?),
+                Ok(_) if path.exists() => fs::remove_file(&part)?,
+                opened => break (path, part, opened?),
             }
         };
+        // Half a copy is none to go back to: it has its name when it is whole.
+        let written = file.write_all(bytes).and_then(|()| fs::rename(&part, &path));
+        written.inspect_err(|_| drop(fs::remove_file(&part)))?;
         self.made().push(path.clone());
-        // Half a copy is none to go back to.
-        file.write_all(bytes).inspect_err(|_| drop(fs::remove_file(&path)))?;
         Ok(path)
     }
 
     /// Removes the copy of a load that was refused: it may stay mapped, but nobody goes back to it.
-    pub fn discard(&self, library: &str, hash: &str, generation: u32) {
-        let mark = format!("{generation:04}-{hash}-");
-        self.made().retain(|path| {
-            let is_of_library = path.parent().and_then(Path::file_name) == Some(OsStr::new(library));
-            let name = path.file_name().map(OsStr::to_string_lossy).unwrap_or_default();
-            let is_refused = is_of_library && name.starts_with(&mark);
-            if is_refused {
-                let _ = fs::remove_file(path);
-            }
-            !is_refused
-        });
+    pub fn discard(&self, copy: &Path) {
+        self.made().retain(|made| made != copy);
+        let _ = fs::remove_file(copy);
     }
 
     /// The different contents of which there are copies, the youngest first.
@@ -144,10 +159,17 @@ impl Copies {
     /// Removes all but the youngest copy of each of the last contents. Those that are mapped stay alive without
     /// a name. Not before the newest build serves: one that is refused must not push out a good one.
     pub fn prune(&self, library: &str) {
+        self.keep(library, KEPT);
+    }
+
+    /// Removes all but the youngest copy of each of so many contents.
+    fn keep(&self, library: &str, contents: usize) {
+        // First what is there: what comes meanwhile is not to go.
+        let there = fs::read_dir(self.folder.join(library)).into_iter().flatten().flatten();
+        let there: Vec<PathBuf> = there.map(|entry| entry.path()).collect();
         let kept = self.kept(library);
-        for entry in fs::read_dir(self.folder.join(library)).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if !kept.iter().take(KEPT).any(|kept| kept.path == path) {
+        for path in there {
+            if !kept.iter().take(contents).any(|kept| kept.path == path) {
                 let _ = fs::remove_file(path);
             }
         }
@@ -169,6 +191,8 @@ impl Copies {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
 
     use super::*;
@@ -178,10 +202,11 @@ mod tests {
     }
 
     /// A copy of the content that this letter stands for, so many seconds old.
-    fn put(copies: &Copies, letter: char, age: u64) {
+    fn put(copies: &Copies, letter: char, age: u64) -> PathBuf {
         let path = copies.write("a", &hash(letter), b"content", 1).unwrap();
         let at = SystemTime::now() - Duration::from_secs(age);
-        File::open(path).unwrap().set_modified(at).unwrap();
+        File::open(&path).unwrap().set_modified(at).unwrap();
+        path
     }
 
     fn kept(copies: &Copies) -> String {
@@ -210,13 +235,15 @@ mod tests {
     #[test]
     fn the_next_server_finds_what_was_kept() {
         let folder = tempfile::tempdir().unwrap();
-        put(&Copies::open(folder.path()).unwrap(), 'a', 10);
+        let died = Copies::open(folder.path()).unwrap();
+        for (letter, age) in [('c', 40), ('b', 30), ('a', 20), ('d', 15), ('a', 10)] {
+            put(&died, letter, age);
+        }
         let copies = Copies::open(folder.path()).unwrap();
-        put(&copies, 'b', 0);
-        copies.discard("a", &hash('a'), 1);
-        assert_eq!(kept(&copies), "ba", "it was another server's");
+        assert_eq!((kept(&copies).as_str(), files(&copies)), ("adbc", 4), "one of each content");
+        put(&copies, 'e', 0);
         copies.clean_up(folder.path());
-        assert_eq!(kept(&copies), "a", "only its own are removed");
+        assert_eq!(kept(&copies), "adbc", "only its own are removed");
     }
 
     #[test]
@@ -224,14 +251,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state_path = folder.path().join("state");
         let copies = Copies::open(&state_path).unwrap();
-        put(&copies, 'a', 0);
-        copies.discard("other", &hash('a'), 1);
-        copies.discard("a", &hash('a'), 2);
-        assert_eq!(files(&copies), 1);
-        copies.discard("a", &hash('a'), 1);
+        let (first, second) = (put(&copies, 'a', 1), put(&copies, 'a', 0));
+        copies.discard(&second);
+        assert_eq!((files(&copies), first.exists()), (1, true), "the same content served before");
+        copies.discard(&first);
         assert_eq!(files(&copies), 0);
         copies.clean_up(&state_path);
         assert!(!state_path.exists());
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_to_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for (mode, is_taken) in [(0o777, false), (0o1777, true), (0o775, true)] {
+            fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+            let taken = Copies::open(folder.path()).map(drop);
+            assert_eq!(taken.is_ok(), is_taken, "{mode:o}");
+            assert!(taken.err().is_none_or(|error| error.to_string().contains("chmod o-w")));
+        }
     }
 
     #[test]

@@ -140,10 +140,11 @@ impl HostSide for HostTable {
 
     fn timer(&self, from: ServiceId, after_ms: u64, period_ms: u64) -> Result<u64, Failure> {
         not_while_creating("timer")?;
-        let (slot, serial) = self.slot_of(from)?;
+        let instance = self.slot_of(from)?;
         let (after, period) = (Duration::from_millis(after_ms), Duration::from_millis(period_ms));
         let token = self.bus.token();
-        if !self.bus.clock.set_timer(token, slot, serial, after, period) {
+        let pends = |token| self.bus.pending.contains(token);
+        if !self.bus.clock.set_timer(token, instance, after, period, pends) {
             return Err(failure(Error::busy("too many timers")));
         }
         Ok(token)

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
@@ -49,6 +49,8 @@ pub struct Loaded {
     pub declaration: Declaration,
     /// The code.
     pub library: Arc<Library>,
+    /// The copy that was opened.
+    pub copy: PathBuf,
     /// When it was loaded.
     pub at: SystemTime,
 }
@@ -209,7 +211,8 @@ fn hex(bytes: &[u8]) -> String {
 /// Says in time that copies come near a limit.
 fn warn_of_copies() {
     let zeph_abi::Copies { loaded, warning, limit, held, keys, .. } = zeph_abi::copies();
-    if loaded == warning {
+    static IS_SAID: AtomicBool = AtomicBool::new(false);
+    if loaded >= warning && !IS_SAID.swap(true, Ordering::Relaxed) {
         tracing::warn!("{loaded} plugin copies are loaded; at {limit} the next is refused: plan a restart");
     }
     if let Some(Keys { most, in_use, .. }) = keys.filter(|keys| keys.in_use > keys.most / 4 * 3) {
@@ -235,15 +238,29 @@ impl Loader {
 
     /// Loads a checked file as the given generation of its plugin.
     pub fn load(&self, name: &str, checked: &Checked, generation: u32) -> Result<Loaded, Refusal> {
-        let copy = self.copies.write(name, &checked.hash, &checked.bytes, generation).map_err(|error| {
-            let reason = format!("cannot be copied to {}: {error}", self.copies.folder().display());
+        let copy = self.copy(name, checked, generation)?;
+        self.load_copy(name, checked, generation, &copy)
+    }
+
+    /// The first half: nothing of the author's runs in it.
+    pub fn copy(&self, name: &str, checked: &Checked, generation: u32) -> Result<PathBuf, Refusal> {
+        self.copies.write(name, &checked.hash, &checked.bytes, generation).map_err(|error| {
+            let folder = self.copies.folder().display();
+            let reason =
+                format!("cannot be copied to {folder}: {error}; make room there, or check STATE_PATH");
             Refusal { file_is_bad: false, ..checked.refusal(reason) }
-        })?;
-        let loaded = self.open(name, checked, generation, &copy);
-        if loaded.is_err() {
-            self.copies.discard(name, &checked.hash, generation);
-        }
-        loaded
+        })
+    }
+
+    /// The second half. A copy that is refused is removed.
+    pub fn load_copy(
+        &self,
+        name: &str,
+        checked: &Checked,
+        generation: u32,
+        copy: &Path,
+    ) -> Result<Loaded, Refusal> {
+        self.open(name, checked, generation, copy).inspect_err(|_| self.copies.discard(copy))
     }
 
     fn open(&self, name: &str, checked: &Checked, generation: u32, copy: &Path) -> Result<Loaded, Refusal> {
@@ -269,6 +286,7 @@ impl Loader {
             generation,
             declaration,
             library: Arc::new(library),
+            copy: copy.to_path_buf(),
             at: SystemTime::now(),
         })
     }

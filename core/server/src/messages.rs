@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TrySendError};
 use serde_json::{Map, Value};
 use zeph_abi::{Failure, Instance, Seat, ServiceId};
 use zeph_contract::Error;
@@ -91,8 +92,12 @@ pub enum Command {
     Start(String),
     /// The same with settings of the asker's own, where it does not exist yet.
     Ensure(String, Map<String, Value>),
+    /// The same, since the settings want it to run.
+    Added(String),
     /// Stop it; no call brings it back.
     Disable(String),
+    /// The same, since the settings do not name it any more.
+    Removed(String),
     /// Stop and start it.
     Restart(String),
     /// Stop it and forget it.
@@ -302,10 +307,18 @@ pub enum Job {
     /// Replace them by those of a kept build: the one before, or the one whose hash begins like this.
     Rollback { library: String, build: Option<String>, ticket: Ticket },
     /// A build failed soon after its reload, and the one before serves again: whatever else of the library runs
-    /// is to follow.
-    Follow { from: Arc<Loaded>, to: Arc<Loaded> },
+    /// is to follow. For so long it is waited for who just starts or stops.
+    Follow { from: Arc<Loaded>, to: Arc<Loaded>, patience: Duration },
     /// Compare the settings file with what is in force, and make the changes.
     Apply { mode: ApplyMode, origin: Origin, ticket: Ticket },
     /// No more work.
     Quit,
+}
+
+/// Why the reload thread does not take a job.
+pub fn not_taken(refused: &TrySendError<Job>) -> Error {
+    match refused {
+        TrySendError::Full(_) => Error::busy("too many reloads wait already"),
+        TrySendError::Disconnected(_) => Error::unavailable("the server is stopping"),
+    }
 }

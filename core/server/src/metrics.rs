@@ -36,6 +36,11 @@ const OF_SERVER: &[Figure] = &[
     gauge("zephserver_pool_stuck", "/pool/stuck", "Threads of the pool whose call is overdue."),
     gauge("zephserver_pool_queued", "/pool/queued", "Jobs that wait for a thread of the pool."),
     counter("zephserver_log_lines_lost_total", "/log_lines_lost", "Log lines that could not be written."),
+    counter(
+        "zephserver_history_lines_lost_total",
+        "/history_lines_lost",
+        "Lines of the history that could not be written.",
+    ),
 ];
 
 const OF_SERVICES: &[Figure] = &[
@@ -183,6 +188,7 @@ mod tests {
             "calls": {"pending": 1, "slow": 2, "timeouts": 3},
             "pool": {"threads": 4, "stuck": 5, "queued": 6},
             "log_lines_lost": 7,
+            "history_lines_lost": 10,
             "services": [
                 {
                     "name": "room/Room", "state": "enabled", "generation": 2, "restarts": 1, "failures": 1,
@@ -213,6 +219,7 @@ mod tests {
             "zephserver_pool_stuck 5",
             "zephserver_pool_queued 6",
             "zephserver_log_lines_lost_total 7",
+            "zephserver_history_lines_lost_total 10",
             "zephserver_service_state{service=\"room/Room\",state=\"enabled\"} 1",
             "zephserver_service_state{service=\"tasks/Tasks@two\",state=\"waiting\"} 1",
             "zephserver_service_generation{service=\"room/Room\"} 2",

@@ -4,6 +4,7 @@
 //! libraries and their settings → services → ready; and back: services in reverse → cluster → history →
 //! HTTP → control socket's file → lock → whoever asked for the stop is answered.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -192,7 +193,10 @@ impl Core {
         self.manager.send(Message::StartAll(ticket)).map_err(gone)?;
         match started.recv() {
             Ok(Ok(())) => {
-                libraries.iter().for_each(|library| loader.copies.prune(library));
+                for library in &libraries {
+                    loader.copies.prune(library);
+                    loader.pins.settle(library);
+                }
                 Ok(())
             }
             Ok(Err(_)) if !wanted() => Err(Error::Stopped),
@@ -221,12 +225,19 @@ impl Server {
         let (core, (messages, job_queue)) = parts(settings);
         let core = Arc::new(core);
         let settings = core.settings.clone();
+        let remove_log = || {
+            settings.log_path.as_deref().filter(|_| !had_log).into_iter().for_each(remove_if_empty);
+        };
         let loader = Loader::new(&settings.state_path, core.host())
             .map(Arc::new)
-            .map_err(Error::io("cannot make the folder STATE_PATH", &settings.state_path))?;
+            .map_err(Error::io("cannot use the folder STATE_PATH", &settings.state_path))
+            .inspect_err(|_| remove_log())?;
         let writer = core.history.open(&settings.state_path);
-        // Before any thread: where they cannot be opened, nothing is to be undone but the folder.
-        let clean_up = |_: &Error| loader.copies.clean_up(&settings.state_path);
+        // Before any thread: where they cannot be opened, nothing is to be undone but the folder and the log.
+        let clean_up = |_: &Error| {
+            loader.copies.clean_up(&settings.state_path);
+            remove_log();
+        };
         let listener = settings.http_address.map(http::listen).transpose().inspect_err(clean_up)?;
         let control = Control::open(&settings.control_socket, core.desk.clone())
             .map_err(Error::io("cannot open the control socket", &settings.control_socket))
@@ -246,6 +257,7 @@ impl Server {
             loader: loader.clone(),
             manager: core.manager.clone(),
             history: core.history.clone(),
+            refused: RefCell::default(),
         };
         core.thread("reload", move |_| reloader.run(job_queue))?;
         let (of_bootstrap, address) = (loader.clone(), http.as_ref().map(|http| http.address));

@@ -20,8 +20,12 @@ use crate::settings::{Current, library_name};
 
 /// A file is read when nothing has touched it for so long.
 const DEBOUNCE: Duration = Duration::from_millis(200);
-/// What could not be done just then is tried again after this time.
+/// What could not be done just then is tried again after this time, then after twice as long, and so on.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often it is doubled at most.
+const DOUBLINGS: u32 = 5;
+/// How often that is: each try may leave a copy of a plugin in memory.
+const RETRIES: u32 = 10;
 /// A direct call that takes longer is named.
 const SLOW: Duration = Duration::from_secs(1);
 /// How often calls are looked at.
@@ -41,6 +45,14 @@ impl Changed {
         match path.file_name() == settings.file_name() {
             true => Some(Self::Settings),
             false => library_name(path).map(Self::Library),
+        }
+    }
+
+    /// What somebody types who wants it tried once more.
+    fn command(&self) -> String {
+        match self {
+            Self::Settings => "zephserver apply".into(),
+            Self::Library(library) => format!("zephserver reload {library}"),
         }
     }
 
@@ -81,12 +93,18 @@ pub fn files(current: &Current, jobs: Sender<Job>) -> notify::Result<notify::Rec
     Ok(watcher)
 }
 
+/// It is worth to try again though nothing has changed.
+fn is_for_later(error: &Error) -> bool {
+    matches!(error.code, Code::Busy | Code::Unavailable | Code::Timeout)
+}
+
 fn debounce(changed: &Receiver<Changed>, current: &Current, jobs: &Sender<Job>) {
-    let mut due = BTreeMap::<Changed, Instant>::new();
-    let mut asked: Vec<(Changed, Receiver<Result<Value, Error>>)> = Vec::new();
+    // When it is to be done, and how often that was tried.
+    let mut due = BTreeMap::<Changed, (Instant, u32)>::new();
+    let mut asked: Vec<(Changed, u32, Receiver<Result<Value, Error>>)> = Vec::new();
     loop {
         let look = (!asked.is_empty()).then(|| Instant::now() + DEBOUNCE);
-        let next = due.values().copied().chain(look).min();
+        let next = due.values().map(|(at, _)| *at).chain(look).min();
         let change = match next {
             Some(at) => changed.recv_deadline(at),
             None => changed.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -94,24 +112,30 @@ fn debounce(changed: &Receiver<Changed>, current: &Current, jobs: &Sender<Job>) 
         match change {
             Ok(_) if !current.look().limits.watch => {}
             Ok(change) => {
-                due.insert(change, Instant::now() + DEBOUNCE);
+                due.insert(change, (Instant::now() + DEBOUNCE, 0));
             }
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {}
         }
         let now = Instant::now();
-        let ripe: Vec<Changed> = due.extract_if(.., |_, at| *at <= now).map(|(change, _)| change).collect();
-        for change in ripe {
+        let ripe: Vec<(Changed, (Instant, u32))> = due.extract_if(.., |_, (at, _)| *at <= now).collect();
+        for (change, (_, tries)) in ripe {
             let (ticket, answer) = Ticket::new();
             match jobs.try_send(change.job(ticket)) {
-                Ok(()) => asked.push((change, answer)),
-                Err(_) => drop(due.insert(change, now + RETRY)),
+                Ok(()) => asked.push((change, tries, answer)),
+                Err(_) => drop(due.insert(change, (now + RETRY, tries))),
             }
         }
         // What could not be done just now is tried again; all else stands in the log and in `status`.
-        asked.retain(|(change, answer)| match answer.try_recv() {
-            Ok(Err(error)) if matches!(error.code, Code::Busy | Code::Unavailable) => {
-                due.entry(change.clone()).or_insert(now + RETRY);
+        asked.retain(|(change, tries, answer)| match answer.try_recv() {
+            Ok(Err(error)) if is_for_later(&error) && *tries < RETRIES => {
+                let pause = RETRY * 2u32.pow((*tries).min(DOUBLINGS));
+                due.entry(change.clone()).or_insert((now + pause, tries + 1));
+                false
+            }
+            Ok(Err(error)) if is_for_later(&error) => {
+                let command = change.command();
+                tracing::error!("tried {RETRIES} times more, and given up; {command} tries again: {error}");
                 false
             }
             Ok(_) | Err(TryRecvError::Disconnected) => false,

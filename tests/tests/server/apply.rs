@@ -302,3 +302,24 @@ fn an_edge_moves_to_another_address() {
         TcpStream::connect(("127.0.0.1", old)).is_err().then_some(())
     });
 }
+
+#[test]
+fn who_is_told_of_another_handler_needs_that_one() {
+    let server = TestServer::with(&RING).settings(&format!("{SETTINGS}\n{UNWATCHED}")).start();
+    server.install("stage", &Build::of("stage"));
+    server.edit_settings(|text| {
+        text.replace("\"session/Session\"", "\"stage/Names\"")
+            .replace("PORT_ZEPH = 0", "PORT_ZEPH = 0\nMY_SESSION_HANDLER = \"stage/Names\"")
+    });
+    assert_eq!(
+        said(&server.ask("apply").unwrap()),
+        [
+            "stage/Names added started done",
+            "websocket/WebSocket settings replaced done",
+            "session/Session removed stopped done"
+        ]
+    );
+    server.ask("restart websocket").unwrap();
+    assert_eq!(server.service("websocket")["state"], "enabled");
+    assert_eq!(server.ask("services session").unwrap_err().code.name(), "not_found");
+}

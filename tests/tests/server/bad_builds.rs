@@ -289,6 +289,30 @@ fn a_refused_file_is_not_tried_again_by_itself() {
     assert!(server.service("trouble")["refused"].is_null());
 }
 
+#[test]
+fn a_build_that_is_not_to_blame_is_shown_as_waiting() {
+    let mut server = TestServer::with(&["trouble/Counter"]).settings("[trouble]\nfail = \"export\"").start();
+    server.install("trouble", &build("name=two state=1"));
+    let waits = |service: &Value| service["waiting_build"].is_string();
+    let service = server.wait_service("trouble", "a build waits", waits);
+    assert!(service["refused"].is_null(), "{service}");
+    assert_eq!(server.call("trouble", "build/1", "").unwrap(), "one");
+}
+
+#[test]
+fn a_library_that_cannot_be_opened_is_opened_once() {
+    let server = TestServer::with(&["hello/Hello"]).settings("[server]\nwatch = false").start();
+    let copies = |server: &TestServer| server.ask("status").unwrap()["generations"]["copies"].clone();
+    server.install("trouble", &build("name=two state=1 fail=declare"));
+    let first = server.ask("start trouble/Counter").unwrap_err();
+    let loaded = copies(&server);
+    let again = server.ask("start trouble/Counter").unwrap_err();
+    assert!(again.text.contains(&first.text), "{again}");
+    assert_eq!(copies(&server), loaded);
+    server.install("trouble", &build("name=three state=1"));
+    server.ask("start trouble/Counter").unwrap();
+}
+
 /// The plugin in tests/fixtures/first-day is as old as the ABI itself.
 #[cfg(target_arch = "x86_64")]
 #[test]

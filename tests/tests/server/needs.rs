@@ -105,3 +105,21 @@ fn a_circle_is_refused_also_when_it_comes_later() {
     assert!(error.text.contains(circle), "{error}");
     assert_eq!(server.ask("services trouble/Counter@late").unwrap_err().code.name(), "not_found");
 }
+
+#[test]
+fn a_circle_that_is_left_over_is_named() {
+    let server = TestServer::with(&["trouble/Trouble", "hello/Hello"])
+        .settings("[server]\nwatch = false\n[trouble]\nneeds = [\"hello\"]")
+        .start();
+    // The other way round. But the new instance of `trouble` fails, so that it still needs `hello`.
+    let turned = "[trouble]\nfail = \"init\"\n[hello]\nneeds = [\"trouble\"]";
+    server.edit_settings(|text| text.replace("[trouble]\nneeds = [\"hello\"]", turned));
+    server.ask("apply").unwrap();
+    server.ask("disable hello").unwrap();
+    server.ask("disable trouble").unwrap();
+    let error = server.ask("restart hello").unwrap_err();
+    assert!(error.text.contains("in a circle"), "{error}");
+    assert_eq!(server.service("hello")["waits_for"], json!(["trouble/Trouble"]));
+    assert_eq!(server.service("trouble")["waits_for"], json!(["hello/Hello"]));
+    assert_eq!(server.stop().code, Some(0));
+}

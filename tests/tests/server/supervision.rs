@@ -167,3 +167,14 @@ fn calls_that_run_while_another_panics_end_in_peace() {
     assert_eq!(server.call("trouble", "echo/1", "1").unwrap(), 1);
     assert_eq!(sleeper.join().unwrap(), serde_json::Value::Null);
 }
+
+#[test]
+fn a_replaced_instance_that_does_not_end_is_named() {
+    let settings = "[server]\nwatch = false\n[trouble]\nmain = \"ignore_stop\"\nstop_timeout = 0.2";
+    let mut server = TestServer::with(&["trouble/Trouble"]).settings(settings).start();
+    server.ask("reload trouble").unwrap();
+    server.wait_log("a replaced instance did not end within 0.2 s");
+    let named = server.ask("status").unwrap()["left_behind"].clone();
+    assert_eq!(named, json!(["trouble/Trouble (a replaced instance)"]));
+    assert_eq!(server.service("trouble")["state"], "enabled");
+}

@@ -10,7 +10,7 @@ use zeph_contract::Error;
 use crate::bus::Bus;
 use crate::history::History;
 use crate::manager::unknown_verb;
-use crate::messages::{ApplyMode, Command, Job, Message, Origin, Ticket};
+use crate::messages::{ApplyMode, Command, Job, Message, Origin, Ticket, not_taken};
 use crate::phase::{Phase, Phases};
 
 /// The server's own verbs, with what each is for.
@@ -122,7 +122,7 @@ impl Desk {
     /// Has the reload thread do something.
     fn work(&self, job: impl FnOnce(Ticket) -> Job) -> Result<Value, Error> {
         let (ticket, answer) = Ticket::new();
-        self.jobs.try_send(job(ticket)).map_err(|_| Error::busy("too many reloads wait already"))?;
+        self.jobs.try_send(job(ticket)).map_err(|refused| not_taken(&refused))?;
         answer.recv().unwrap_or_else(|_| Err(Error::unavailable("the server is stopping")))
     }
 

@@ -34,9 +34,9 @@ impl Desk {
         let ran = self.history.last(|entry| of_service(entry) && entry.generation.is_some());
         let waits = service["state"] == "waiting";
         let waiting = self.history.last(|entry| of_service(entry) && entry.what == What::Waiting);
-        let is_refused = service["refused"].is_string();
-        let is_refusal = |entry: &Entry| matches!(entry.what, What::Refused | What::RolledBack);
-        let refused = self.history.last(|entry| entry.name == library && is_refusal(entry));
+        let hash = service["refused_hash"].as_str();
+        let refused =
+            hash.and_then(|hash| self.history.last(|entry| entry.name == library && is_refusal(entry, hash)));
         Ok(json!({
             "service": path,
             "state": service["state"],
@@ -44,10 +44,24 @@ impl Desk {
             "generation": ran.as_ref().map(|entry| entry.generation),
             "hash": ran.as_ref().map(|entry| &entry.hash),
             "retry_at": waiting.filter(|_| waits).map(|entry| entry.retry_at),
+            "waits_for": service["waits_for"],
             "last_failure": self.history.last(|entry| of_service(entry) && entry.what.is_failure()),
-            "refused": refused.filter(|_| is_refused),
+            "refused": refused,
             "entries": self.history.newest(NEWEST, |entry| of_service(entry) || entry.name == library),
         }))
+    }
+}
+
+/// Whether an entry says why the build of this hash is refused; one that was rolled back from stands in the cause.
+/// A file that cannot be read has no hash.
+fn is_refusal(entry: &Entry, hash: &str) -> bool {
+    match entry.what {
+        What::Refused => entry.hash.as_deref().unwrap_or_default() == hash,
+        What::RolledBack => {
+            let from = format!("({hash}) is rolled back");
+            entry.cause.as_ref().is_some_and(|cause| cause.contains(&from))
+        }
+        _ => false,
     }
 }
 
@@ -72,6 +86,18 @@ fn question(rest: &str) -> Result<(Option<&str>, usize), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_refusal_of_a_build() {
+        let refused = Entry { hash: Some("aa".into()), ..Entry::new("a", What::Refused) };
+        assert!(is_refusal(&refused, "aa") && !is_refusal(&refused, "bb") && !is_refusal(&refused, ""));
+        let unreadable = Entry::new("a", What::Refused);
+        assert!(is_refusal(&unreadable, "") && !is_refusal(&unreadable, "aa"));
+        let back = Entry::new("a", What::RolledBack).of_build(1, "aa");
+        let back = back.because("generation 2 (bb) is rolled back: it crashed within 10 s: boom");
+        assert!(is_refusal(&back, "bb") && !is_refusal(&back, "aa"));
+        assert!(!is_refusal(&Entry::new("a", What::Loaded).of_build(1, "aa"), "aa"));
+    }
 
     #[test]
     fn words_in_either_order() {

@@ -69,6 +69,8 @@ impl Manager {
         let container = self.containers.values_mut().find(|container| container.path == *path);
         let container = container.ok_or_else(|| gone(path))?;
         container.set_options(options);
+        let slot = container.slot;
+        self.renew_needs(slot);
         Ok(())
     }
 
@@ -91,6 +93,7 @@ impl Manager {
         }
         container.set_options(settings.options);
         container.settings.values = settings.values;
+        self.renew_needs(slot);
         if state != State::Available {
             // There may be an instance with the old ones; who could not run with those may run with these.
             self.wish(slot, Event::NewBuild, "its settings changed");
@@ -112,9 +115,9 @@ impl Manager {
         };
         container.set_options(options);
         self.take_over(loaded, (What::Applied, "its settings changed"), candidate);
-        self.release(&loaded.name);
-        // With other settings it may listen elsewhere.
+        // With other settings it may listen elsewhere. Before what was postponed may give it a successor.
         self.listeners.keep_only(self.bus.registry.name(slot), serial);
+        self.release(&loaded.name);
         Ok(())
     }
 

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
@@ -16,7 +16,6 @@ use crate::history::{Entry, What};
 use crate::life::Inherited;
 use crate::loader::{Loaded, short};
 use crate::messages::{Candidate, Direction, Job};
-use crate::settings::{Settings, check_service};
 use crate::supervisor::{Event, State};
 
 /// Why a service starts that is given back.
@@ -91,10 +90,15 @@ impl Manager {
         if !matches!(direction, Direction::Forward(_)) || limit.is_zero() || before.hash == loaded.hash {
             return None;
         }
-        let left = candidates.iter_mut().filter_map(|candidate| {
-            let values = self.containers.get(&candidate.slot)?.settings.values.clone();
-            Some((candidate.slot, Left { values, state: candidate.state.take() }))
+        let mut states: HashMap<u32, Inherited> = candidates
+            .iter_mut()
+            .filter_map(|candidate| Some((candidate.slot, candidate.state.take()?)))
+            .collect();
+        let left = self.of_library(&loaded.name).map(|container| {
+            let (slot, values) = (container.slot, container.settings.values.clone());
+            (slot, Left { values, state: states.remove(&slot) })
         });
+        let left = left.collect();
         let fails = self
             .of_library(&loaded.name)
             .filter(|container| matches!(container.supervisor.state(), State::Waiting { .. }));
@@ -103,7 +107,7 @@ impl Manager {
             before,
             since,
             until: since + limit,
-            left: left.collect(),
+            left,
             failing: fails.map(|container| container.slot).collect(),
         })
     }
@@ -123,6 +127,8 @@ impl Manager {
         let container = self.containers.get(&slot)?;
         let plugin = self.plugins.get(&container.path.library)?;
         let watch = plugin.watch.as_ref()?;
+        // It would not help a service that the build before does not know.
+        watch.before.declaration.service(&container.path.kind)?;
         let own = container.life.as_ref()?.generation;
         let generations =
             Generations { before: watch.before.generation, present: plugin.loaded.generation, own };
@@ -142,7 +148,10 @@ impl Manager {
         self.renew_others(&to, GONE_BACK, |container| {
             container.slot != slot && container.supervisor.state() != State::Enabled
         });
-        if self.jobs.try_send(Job::Follow { from, to: to.clone() }).is_err() {
+        // Who is just stopping is waited for, and a second more.
+        let limits = self.of_library(&to.name).map(|container| container.settings.options.stop_timeout);
+        let patience = limits.max().unwrap_or_default() + Duration::from_secs(1);
+        if self.jobs.try_send(Job::Follow { from, to: to.clone(), patience }).is_err() {
             tracing::error!(
                 "{}: what did not fail stays with the new build: too many reloads wait; bring it back: zephserver \
                  restart NAME",
@@ -172,7 +181,10 @@ impl Manager {
         let cause = format!("generation {} ({}) is {reason}", from.generation, short(&from.hash));
         let entry = Entry::new(to.name.clone(), What::RolledBack);
         self.history.record(entry.of_build(to.generation, &to.hash).because(&cause));
+        let told: HashMap<u32, Map<String, Value>> =
+            watch.left.iter().map(|(slot, left)| (*slot, left.values.clone())).collect();
         plugin.refused = Some((from.hash.clone(), reason));
+        self.renew_settings(&to, &told);
         Some((from, to))
     }
 
@@ -183,24 +195,15 @@ impl Manager {
         let Some(watch) = plugin.and_then(|plugin| plugin.watch.as_mut()) else { return };
         let before = watch.before.clone();
         let declared = before.declaration.service(&container.path.kind);
-        let reads = |kept: &Inherited| {
-            declared.is_some_and(|service| {
-                service.state_version == kept.version || service.imports.contains(&kept.version)
-            })
-        };
+        let reads = |kept: &Inherited| declared.is_some_and(|service| service.reads(kept.version));
         let checkpoint = container.checkpoint.take().filter(reads);
-        let left = watch.left.remove(&slot);
-        let (values, state) = left.map_or((None, None), |left| (Some(left.values), left.state.filter(reads)));
+        let state = watch.left.remove(&slot).and_then(|left| left.state).filter(reads);
         let lost = what_is_lost(checkpoint.as_ref(), state.as_ref(), watch.since);
         tracing::error!("{}: {lost}", container.path);
         let entry = Entry::new(container.path.to_string(), What::RolledBack);
         self.history.record(entry.of_build(before.generation, &before.hash).because(&lost));
-        if let Some(values) = values {
-            let values = values_before(&self.settings.get(), container, &before, values);
-            container.settings.values = values;
-        }
         container.checkpoint = checkpoint.or(state);
-        container.start_reason = Some(GONE_BACK);
+        container.start_reason = Some(GONE_BACK.into());
         self.step_now(slot, Event::Crashed);
         let waits = |container: &mut Container| {
             matches!(container.supervisor.state(), State::Waiting { .. } | State::Available)
@@ -224,21 +227,6 @@ fn what_is_lost(checkpoint: Option<&Inherited>, state: Option<&Inherited>, since
         }
         (None, None) => "begins without state".into(),
     }
-}
-
-/// What a service is told in the build before: what the settings in force say, since these may be newer than
-/// the reload, where that build takes them; else what it was told before.
-fn values_before(
-    settings: &Settings,
-    container: &Container,
-    before: &Loaded,
-    told: Map<String, Value>,
-) -> Map<String, Value> {
-    let path = &container.path;
-    let is_of_file = container.settings_refused.is_none() && settings.services.contains(path);
-    let declared = before.declaration.service(&path.kind).filter(|_| is_of_file);
-    let checked = declared.map(|kind| check_service(settings, path, kind, &before.declaration.services));
-    checked.and_then(Result::ok).map_or(told, |checked| checked.values)
 }
 
 #[cfg(test)]

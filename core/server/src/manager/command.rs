@@ -1,15 +1,19 @@
 //! What operators and services want of the manager.
 
 use serde_json::{Map, Value, json};
+use zeph_abi::{Need, ServiceDeclaration};
 use zeph_contract::{Code, Error};
 
 use super::Manager;
 use super::needs::{Obstacle, Way};
 use crate::history::What;
 use crate::loader::Loaded;
-use crate::messages::{Command, Job, Listed, Ticket};
-use crate::settings::{ServicePath, check_service};
+use crate::messages::{Command, Job, Listed, Ticket, not_taken};
+use crate::settings::{ServicePath, ServiceSettings, check_service};
 use crate::supervisor::{Event, State};
+
+/// Why a service starts or stops that nobody spoke of by name.
+const SETTINGS_CHANGED: &str = "the settings changed";
 
 /// A ticket of which parts are answered: the last part answers for all.
 struct Shared {
@@ -41,11 +45,15 @@ impl Manager {
             Command::Plugins => ticket.answer(Ok(self.plugin_list())),
             Command::Services(name) => ticket.answer(self.service_list(name.as_deref())),
             _ if self.is_stopping() => ticket.answer(Err(Error::unavailable("the server stops"))),
-            Command::Create(ref name) | Command::Start(ref name) | Command::Ensure(ref name, _) => {
+            Command::Create(ref name)
+            | Command::Start(ref name)
+            | Command::Added(ref name)
+            | Command::Ensure(ref name, _) => {
                 let name = name.clone();
                 self.create_and(name, command, ticket);
             }
             Command::Disable(name) => self.for_each(&name, ticket, Self::disable_one),
+            Command::Removed(name) => self.for_each(&name, ticket, Self::remove_one),
             Command::Restart(name) => self.for_each(&name, ticket, Self::restart_one),
             Command::Delete(name) => self.for_each(&name, ticket, Self::delete_one),
         }
@@ -82,8 +90,23 @@ impl Manager {
     }
 
     fn disable_one(&mut self, slot: u32, ticket: Ticket) {
-        self.with(slot, |container| container.stop_tickets.push(ticket));
-        self.wish(slot, Event::Stop, "asked: disable");
+        self.stop_this(slot, "asked: disable", ticket);
+    }
+
+    fn remove_one(&mut self, slot: u32, ticket: Ticket) {
+        self.stop_this(slot, SETTINGS_CHANGED, ticket);
+    }
+
+    fn stop_this(&mut self, slot: u32, reason: &'static str, ticket: Ticket) {
+        let state = self.with(slot, |container| {
+            container.stop_tickets.push(ticket);
+            container.supervisor.state()
+        });
+        if state == Some(State::Available) {
+            // One that crashed, and is not started again, left its socket open for who may call it back.
+            self.listeners.release(self.bus.registry.name(slot));
+        }
+        self.wish(slot, Event::Stop, reason);
         self.answer_now(slot);
     }
 
@@ -108,6 +131,7 @@ impl Manager {
             return ticket.answer(Err(Error::refused(text)));
         }
         self.order.retain(|known| *known != slot);
+        self.listeners.release(self.bus.registry.name(slot));
         if let Some(container) = self.containers.remove(&slot) {
             container.record(What::Deleted, None);
             if let Some(life) = container.life {
@@ -132,6 +156,7 @@ impl Manager {
     fn create_and(&mut self, name: String, command: Command, ticket: Ticket) {
         let reason = match command {
             Command::Ensure(..) => "a service asked for it",
+            Command::Added(_) => SETTINGS_CHANGED,
             _ => "asked: start",
         };
         let is_only_made = matches!(command, Command::Create(_));
@@ -160,10 +185,11 @@ impl Manager {
     /// Has a library opened; then the command is taken once more.
     fn open_first(&self, library: String, command: Command, ticket: Ticket) {
         let job = Job::Open { library, waiting: Box::new((command, ticket)) };
-        if let Err(refused) = self.jobs.try_send(job)
-            && let Job::Open { waiting, .. } = refused.into_inner()
-        {
-            waiting.1.answer(Err(Error::busy("too many reloads wait already")));
+        if let Err(refused) = self.jobs.try_send(job) {
+            let error = not_taken(&refused);
+            if let Job::Open { waiting, .. } = refused.into_inner() {
+                waiting.1.answer(Err(error));
+            }
         }
     }
 
@@ -226,17 +252,20 @@ pub fn listed(
     };
     let mut checked = check_service(settings, &path, declaration, kinds)?;
     checked.values.extend(extra);
-    let declared = declaration.needs.iter().filter_map(|need| match need {
-        zeph_abi::Need::Service(path) => Some(path.clone()),
-        zeph_abi::Need::Setting(setting) => checked
-            .values
-            .get(setting)
-            .and_then(Value::as_str)
-            .filter(|path| !path.is_empty())
-            .map(Into::into),
-    });
-    let needs = declared.chain(checked.options.needs.iter().cloned()).collect();
+    let needs = needs(declaration, &checked);
     Ok(Listed { path, settings: checked, needs })
+}
+
+/// Who must be ready before a service starts: by what its plugin declares, its settings and its options.
+pub fn needs(declaration: &ServiceDeclaration, settings: &ServiceSettings) -> Vec<String> {
+    let declared = declaration.needs.iter().filter_map(|need| match need {
+        Need::Service(path) => Some(path.clone()),
+        Need::Setting(setting) => {
+            let path = settings.values.get(setting).and_then(Value::as_str);
+            path.filter(|path| !path.is_empty()).map(Into::into)
+        }
+    });
+    declared.chain(settings.options.needs.iter().cloned()).collect()
 }
 
 /// An error of a code that names what was asked for.

@@ -1,13 +1,15 @@
 //! The manager's own record of one service.
 
+use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::Sender;
 use serde_json::{Value, json};
 use zeph_abi::{Instance, Seat, ServiceId, StopReason};
 use zeph_contract::Error;
 
+use super::postponed::Postponed;
 use crate::history::{Entry, History, What, milliseconds};
 use crate::life::{Birth, Inherited, Order};
 use crate::loader::{Loaded, short};
@@ -33,7 +35,7 @@ pub struct Container {
     pub wake: Option<Instant>,
     /// A reload holds it: what happens meanwhile waits in `postponed`.
     pub reloading: bool,
-    pub postponed: Vec<Event>,
+    pub postponed: Postponed,
     pub restarts: u64,
     pub failure: Option<String>,
     pub failure_count: u64,
@@ -46,8 +48,8 @@ pub struct Container {
     /// Generation and hash of its present instance, or of the one before.
     build: Option<(u32, String)>,
     /// Why it was told to start, and to stop.
-    pub start_reason: Option<&'static str>,
-    pub stop_reason: Option<&'static str>,
+    pub start_reason: Option<Cow<'static, str>>,
+    pub stop_reason: Option<Cow<'static, str>>,
     /// Who waits until it runs.
     pub start_tickets: Vec<Ticket>,
     /// Who waits until it does not.
@@ -79,6 +81,10 @@ pub struct Retired {
     /// It has no call inside and no job left, or is not to finish them.
     is_drained: bool,
     ended: bool,
+    /// How long it may take to stop.
+    stop_timeout: Duration,
+    /// By when it is to be gone, from when it was told to stop until it was named.
+    until: Option<Instant>,
 }
 
 impl Life {
@@ -122,17 +128,30 @@ impl Life {
 }
 
 impl Retired {
-    pub fn new(life: Life) -> Self {
+    pub fn new(life: Life, stop_timeout: Duration) -> Self {
         let main_is_over = !life.main_runs && life.instance.is_some();
-        Self { life, main_is_over, is_drained: false, ended: false }
+        Self { life, main_is_over, is_drained: false, ended: false, stop_timeout, until: None }
     }
 
     /// Asks it to stop, once it has nothing left to do.
     pub fn stop(&mut self, name: &str, reason: StopReason) {
-        if !std::mem::replace(&mut self.is_drained, true) && self.life.main_runs {
-            self.life.stop(name, reason);
+        if !std::mem::replace(&mut self.is_drained, true) {
+            self.until = Some(Instant::now() + self.stop_timeout);
+            if self.life.main_runs {
+                self.life.stop(name, reason);
+            }
         }
         self.end_if_over();
+    }
+
+    /// When it is to be looked at.
+    pub fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// Once, where it is not gone in time: how much time it had.
+    pub fn overdue(&mut self, now: Instant) -> Option<Duration> {
+        self.until.take_if(|until| *until <= now).map(|_| self.stop_timeout)
     }
 
     /// It did not stop in time: it ends when it ends.
@@ -183,7 +202,7 @@ impl Container {
             life: None,
             wake: None,
             reloading: false,
-            postponed: Vec::new(),
+            postponed: Postponed::default(),
             restarts: 0,
             failure: None,
             failure_count: 0,
@@ -202,9 +221,6 @@ impl Container {
 
     /// These options count from now on.
     pub fn set_options(&mut self, options: ServiceOptions) {
-        // What its plugin declares comes first.
-        self.needs.truncate(self.needs.len().saturating_sub(self.settings.options.needs.len()));
-        self.needs.extend(options.needs.iter().cloned());
         self.supervisor.adapt(options.clone());
         self.settings.options = options;
     }
@@ -274,7 +290,7 @@ impl Container {
         match (before, event, self.supervisor.state()) {
             (State::Stopping { .. }, Event::Gone, _)
             | (State::Waiting { .. } | State::Blocked, Event::Stop, State::Available) => {
-                self.record(What::Stopped, self.stop_reason);
+                self.record(What::Stopped, self.stop_reason.as_deref());
             }
             (_, _, State::Blocked) if before != State::Blocked => {
                 self.record(What::Waiting, Some("what it needs is not ready"));
@@ -358,8 +374,6 @@ impl Container {
                 let view =
                     json!({"service": self.path.to_string(), "state": "enabled", "generation": generation});
                 self.start_tickets.drain(..).for_each(|ticket| ticket.answer(Ok(view.clone())));
-                let again = Error::cancelled(format!("{} was started again meanwhile", self.path));
-                self.stop_tickets.drain(..).for_each(|ticket| ticket.answer(Err(again.clone())));
             }
             State::Waiting { .. } | State::Available => {
                 let reason = self.failure.clone().unwrap_or_else(|| "it was stopped".into());
@@ -367,9 +381,19 @@ impl Container {
             }
             State::Ended | State::Starting | State::Blocked | State::Stopping { .. } => {}
         }
-        if state == State::Available {
-            let view = json!({"service": self.path.to_string(), "state": "available"});
-            self.stop_tickets.drain(..).for_each(|ticket| ticket.answer(Ok(view.clone())));
+        match state {
+            State::Available => {
+                let view = json!({"service": self.path.to_string(), "state": "available"});
+                self.stop_tickets.drain(..).for_each(|ticket| ticket.answer(Ok(view.clone())));
+            }
+            // It is to run again, and the stop that was waited for does not come any more.
+            State::Enabled | State::Starting | State::Blocked | State::Waiting { .. }
+                if !self.postponed.has_stop() =>
+            {
+                let again = Error::cancelled(format!("{} was started again meanwhile", self.path));
+                self.stop_tickets.drain(..).for_each(|ticket| ticket.answer(Err(again.clone())));
+            }
+            _ => {}
         }
     }
 }

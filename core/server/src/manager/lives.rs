@@ -1,5 +1,7 @@
 //! What instances tell: made, ready, returned, crashed, gone.
 
+use std::time::Instant;
+
 use zeph_abi::{Failure, Readiness, ServiceId, StopReason, status::PANICKED};
 
 use super::Manager;
@@ -64,8 +66,7 @@ impl Manager {
         let checkpoint = container.checkpoint.clone()?;
         let plugin = self.plugins.get(&container.path.library)?;
         let declared = plugin.loaded.declaration.service(&container.path.kind)?;
-        let reads =
-            declared.state_version == checkpoint.version || declared.imports.contains(&checkpoint.version);
+        let reads = declared.reads(checkpoint.version);
         if !reads {
             let version = checkpoint.version;
             tracing::warn!(
@@ -169,7 +170,10 @@ impl Manager {
     pub(super) fn on_retired(&mut self, id: ServiceId, event: life::Event) {
         match event {
             life::Event::Gone => {
-                self.retired.remove(&id);
+                if self.retired.remove(&id).is_none() {
+                    // It was to serve and never did. Its init may have asked for more since that was forgotten.
+                    self.forget_candidate(id);
+                }
                 self.left.remove(&id);
                 self.go_on();
             }
@@ -201,6 +205,25 @@ impl Manager {
             let (generation, hash) = retired.build();
             let cause = format!("{} of a replaced instance {}", crash.step, crash.text);
             self.history.record(Entry::new(name, What::Crashed).of_build(generation, hash).because(&cause));
+        }
+    }
+
+    /// Names who was told to end and has not in time. It is waited for no more, and ends when it ends.
+    pub(super) fn name_overdue(&mut self, now: Instant) {
+        let before = self.left.len();
+        for (id, retired) in &mut self.retired {
+            let Some(limit) = retired.overdue(now) else { continue };
+            let (name, limit) = (self.bus.who(*id), limit.as_secs_f64());
+            let (generation, hash) = retired.build();
+            let cause =
+                format!("a replaced instance did not end within {limit} s (stop_timeout); left behind");
+            tracing::error!("{name}: generation {generation} ({hash}): {cause}");
+            let entry = Entry::new(name, What::LeftBehind);
+            self.history.record(entry.of_build(generation, hash).because(&cause));
+            self.left.insert(*id, format!("{name} (a replaced instance)"));
+        }
+        if self.left.len() > before {
+            self.go_on();
         }
     }
 

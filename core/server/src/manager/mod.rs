@@ -12,10 +12,13 @@ mod lives;
 mod needs;
 mod order;
 mod perform;
+mod postponed;
 mod replace;
 mod status;
+mod told;
 mod whole;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -97,6 +100,8 @@ pub struct Manager {
     left: HashMap<ServiceId, String>,
     startup: Option<Startup>,
     shutdown: Option<Shutdown>,
+    /// Start or stop of the whole is just going on.
+    goes_on: bool,
     started_at: SystemTime,
     generations: u64,
 }
@@ -131,6 +136,7 @@ impl Manager {
             left: HashMap::new(),
             startup: None,
             shutdown: None,
+            goes_on: false,
             started_at: SystemTime::now(),
             generations: 0,
         }
@@ -176,7 +182,8 @@ impl Manager {
             let wakes = self.containers.values().filter_map(|container| container.wake);
             let watches = self.plugins.values().filter_map(|plugin| Some(plugin.watch.as_ref()?.until));
             let shutdown = self.shutdown.as_ref().and_then(|shutdown| shutdown.until);
-            let wake = wakes.chain(watches).chain(shutdown).min();
+            let retired = self.retired.values().filter_map(Retired::until);
+            let wake = wakes.chain(watches).chain(shutdown).chain(retired).min();
             let message = match wake {
                 Some(at) => self.messages.recv_deadline(at),
                 None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -194,6 +201,7 @@ impl Manager {
     fn wake_due(&mut self) {
         let now = Instant::now();
         self.end_watches(now);
+        self.name_overdue(now);
         if self.shutdown.as_ref().is_some_and(|shutdown| shutdown.until.is_some_and(|until| until <= now)) {
             self.go_on();
         }
@@ -252,10 +260,10 @@ impl Manager {
     }
 
     /// Takes somebody's wish that a service starts or stops; the history says why it did.
-    fn wish(&mut self, slot: u32, event: Event, reason: &'static str) {
+    fn wish(&mut self, slot: u32, event: Event, reason: impl Into<Cow<'static, str>>) {
         self.with(slot, |container| match event {
-            Event::Stop => container.stop_reason = Some(reason),
-            _ => container.start_reason = Some(reason),
+            Event::Stop => container.stop_reason = Some(reason.into()),
+            _ => container.start_reason = Some(reason.into()),
         });
         self.step(slot, event);
     }
@@ -264,7 +272,7 @@ impl Manager {
     fn step(&mut self, slot: u32, event: Event) {
         let Some(container) = self.containers.get_mut(&slot) else { return };
         if container.reloading {
-            return container.postponed.push(event);
+            return container.postponed.add(event);
         }
         match self.verdict(slot, event) {
             Verdict::Usual => self.step_now(slot, event),
@@ -294,7 +302,7 @@ impl Manager {
         if state != before {
             container.since = SystemTime::now();
         }
-        if !matches!(state, State::Stopping { .. }) {
+        if !matches!(state, State::Stopping { .. } | State::Blocked) {
             // Fulfilled, or without effect.
             (container.start_reason, container.stop_reason) = (None, None);
         }

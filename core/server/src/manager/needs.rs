@@ -44,6 +44,14 @@ pub(super) struct Way {
     seen: HashSet<ServicePath>,
 }
 
+/// The same along what blocked services lack, by slot. Each is looked at once: whoever is in `seen` and no
+/// longer in the chain is on its way.
+#[derive(Default)]
+struct Lacking {
+    chain: Vec<u32>,
+    seen: HashSet<u32>,
+}
+
 fn is_ready(container: &Container) -> bool {
     matches!(container.supervisor.state(), State::Enabled | State::Ended)
 }
@@ -87,21 +95,35 @@ impl Manager {
 
     /// Why a blocked service will not start soon. None: everything that it waits for is on its way.
     pub(super) fn standstill(&self, slot: u32) -> Option<String> {
-        self.lacks(slot).into_iter().find_map(|lack| {
+        self.look_for_standstill(slot, &mut Lacking::default())
+    }
+
+    fn look_for_standstill(&self, slot: u32, way: &mut Lacking) -> Option<String> {
+        if let Some(start) = way.chain.iter().position(|known| *known == slot) {
+            let path = |slot: &u32| self.containers.get(slot).map(|container| &container.path);
+            return Some(circle(way.chain[start..].iter().filter_map(path)));
+        }
+        if !way.seen.insert(slot) {
+            return None;
+        }
+        way.chain.push(slot);
+        let reason = self.lacks(slot).into_iter().find_map(|lack| {
             let reason = match lack.slot {
-                Some(slot) => self.why_not_ready(slot)?,
+                Some(slot) => self.why_not_ready(slot, way)?,
                 None => "nothing of this name is there".into(),
             };
             Some(format!("it waits for {}: {reason}", lack.name))
-        })
+        });
+        way.chain.pop();
+        reason
     }
 
     /// Why a service is not about to get ready.
-    fn why_not_ready(&self, slot: u32) -> Option<String> {
+    fn why_not_ready(&self, slot: u32, way: &mut Lacking) -> Option<String> {
         let container = self.containers.get(&slot)?;
         match container.supervisor.state() {
             State::Starting | State::Stopping { again: true } => None,
-            State::Blocked => self.standstill(slot),
+            State::Blocked => self.look_for_standstill(slot, way),
             _ => match self.bus.registry.slot(u64::from(slot)).map(|place| place.down()) {
                 Some(Down::Off(reason)) => Some(reason),
                 _ => Some(container.failure.clone().unwrap_or_else(|| "it does not run".into())),
@@ -146,7 +168,7 @@ impl Manager {
         for needed in self.lacks(slot).into_iter().filter_map(|lack| lack.slot) {
             if seen.insert(needed) {
                 self.start_lacking(needed, seen);
-                self.step(needed, Event::Start);
+                self.wish(needed, Event::Start, format!("{} needs it", self.bus.registry.name(slot)));
             }
         }
     }

@@ -64,7 +64,8 @@ impl Manager {
         match life::begin(container.birth(&loaded, id), from_life(self.sender.clone(), id)) {
             Ok(orders) => {
                 container.replace_life(Life::new(id, &loaded, orders));
-                container.record(What::Started, container.start_reason);
+                let again = (container.failure_count > 0).then_some("it failed before");
+                container.record(What::Started, container.start_reason.as_deref().or(again));
             }
             Err(error) => {
                 // The start's time limit tries again.
@@ -107,12 +108,13 @@ impl Manager {
     pub(super) fn discard(&mut self, slot: u32, reason: StopReason) {
         let Some(container) = self.containers.get_mut(&slot) else { return };
         container.close();
+        let limit = container.settings.options.stop_timeout;
         let Some(life) = container.life.take() else { return };
         let name = self.bus.registry.name(slot).to_string();
         self.forget_dealings(slot, life.id);
         self.mark_stopping(life.id);
         let id = life.id;
-        let mut retired = Retired::new(life);
+        let mut retired = Retired::new(life, limit);
         retired.stop(&name, reason);
         self.retired.insert(id, retired);
     }
@@ -155,7 +157,8 @@ impl Manager {
     pub(super) fn leave_behind(&mut self, slot: u32) {
         let Some(container) = self.containers.get_mut(&slot) else { return };
         container.close();
-        let limit = container.settings.options.stop_timeout.as_secs_f64();
+        let stop_timeout = container.settings.options.stop_timeout;
+        let limit = stop_timeout.as_secs_f64();
         if let Some(life) = container.life.take() {
             let name = self.bus.registry.name(slot).to_string();
             tracing::error!(
@@ -165,7 +168,7 @@ impl Manager {
             let id = life.id;
             self.forget_dealings(slot, id);
             self.left.insert(id, name);
-            let mut retired = Retired::new(life);
+            let mut retired = Retired::new(life, stop_timeout);
             retired.give_up();
             self.retired.insert(id, retired);
         }

@@ -1,6 +1,7 @@
 //! The manager's part in a reload: it says which services run, leaves them alone for the last steps, and
 //! makes the new instances the present ones when the reloader says so.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
@@ -65,13 +66,18 @@ impl Manager {
             Replacing::Waits { library, hash } => self.let_wait(&library, hash),
             Replacing::Forget { id } => {
                 self.candidates.remove(&id);
-                if let Some(slot) = id.slot() {
-                    self.bus.cancel_calls_by(slot, id.serial());
-                    self.bus.clock.forget(slot, id.serial());
-                    self.bus.subscriptions.forget(slot, id.serial());
-                    self.listeners.forget(self.bus.registry.name(slot), id.serial());
-                }
+                self.forget_candidate(id);
             }
+        }
+    }
+
+    /// What a new instance had asked for that never served is void.
+    pub(super) fn forget_candidate(&self, id: ServiceId) {
+        if let Some(slot) = id.slot() {
+            self.bus.cancel_calls_by(slot, id.serial());
+            self.bus.clock.forget(slot, id.serial());
+            self.bus.subscriptions.forget(slot, id.serial());
+            self.listeners.forget(self.bus.registry.name(slot), id.serial());
         }
     }
 
@@ -178,6 +184,8 @@ impl Manager {
         let stays = |hash: &String| direction == Direction::Back && *hash != loaded.hash;
         plugin.refused = plugin.refused.take().filter(|(bad, _)| stays(bad));
         plugin.waiting = plugin.waiting.take().filter(stays);
+        // Who is carried over gets its own with the new instance; all others begin with these some day.
+        self.renew_settings(loaded, &HashMap::new());
     }
 
     /// Has services of a library that are not handed over begin with its present build.
@@ -218,15 +226,14 @@ impl Manager {
         let seat = place.gate.seat(instance.clone(), id.serial());
         let mut new = Life::new(id, loaded, orders);
         (new.instance, new.seat, new.main_runs, new.reported) = (Some(instance), Some(seat), main_runs, true);
-        let old = container.replace_life(new);
+        let (old, stop_timeout) = (container.replace_life(new), container.settings.options.stop_timeout);
         container.record(what, Some(cause));
         container.settings.values = values;
         // It was another build's.
         container.checkpoint = None;
         container.since = SystemTime::now();
         // What happened to the old instance meanwhile does not concern the new one; a wish to stop does.
-        container.postponed.retain(|event| matches!(event, Event::Stop | Event::Start));
-        container.supervisor.adapt(container.settings.options.clone());
+        container.postponed.keep_wishes();
         if inherits {
             self.bus.subscriptions.inherit(slot, id.serial());
         } else {
@@ -240,8 +247,9 @@ impl Manager {
         tracing::info!("{}: generation {} serves", place.name, loaded.generation);
         // Without state it begins from nothing, and others may have to tell it again what it knew.
         self.tell_change(slot, if inherits { Change::Reloaded } else { Change::Ready });
+        self.renew_needs(slot);
         if let Some(old) = old {
-            self.drain(old);
+            self.drain(old, stop_timeout);
         }
         if let Some(result) = returned {
             self.on_returned(slot, result);
@@ -249,9 +257,9 @@ impl Manager {
     }
 
     /// Lets an old instance finish its calls and jobs; then it is asked to stop.
-    fn drain(&mut self, old: Life) {
+    fn drain(&mut self, old: Life, stop_timeout: Duration) {
         let (id, seat) = (old.id, old.seat);
-        self.retired.insert(id, Retired::new(old));
+        self.retired.insert(id, Retired::new(old, stop_timeout));
         self.mark_stopping(id);
         let (bus, sender, limit) =
             (self.bus.clone(), self.sender.clone(), self.bus.settings.look().limits.drain_timeout);
@@ -291,11 +299,9 @@ impl Manager {
             .map(|container| container.slot)
             .collect();
         for slot in held {
-            let postponed = self.with(slot, |container| {
-                container.reloading = false;
-                std::mem::take(&mut container.postponed)
-            });
-            for event in postponed.into_iter().flatten() {
+            self.with(slot, |container| container.reloading = false);
+            // Not taken as a whole: until a stop has had its turn, who waits for it is to wait on.
+            while let Some(event) = self.with(slot, |container| container.postponed.take_first()).flatten() {
                 self.step(slot, event);
             }
         }

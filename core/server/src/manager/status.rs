@@ -70,6 +70,7 @@ impl Manager {
         };
         let slot = self.bus.registry.slot(u64::from(container.slot));
         let plugin = self.plugins.get(&container.path.library);
+        let refused = plugin.and_then(|plugin| plugin.refused.as_ref());
         let life = container.life.as_ref();
         json!({
             "name": container.path.to_string(),
@@ -84,7 +85,8 @@ impl Manager {
             "last_failure": container.failure,
             "waits_for": self.waits_for(container),
             "reloading": container.reloading,
-            "refused": plugin.and_then(|plugin| plugin.refused.as_ref()).map(|(_, reason)| reason),
+            "refused": refused.map(|(_, reason)| reason),
+            "refused_hash": refused.map(|(hash, _)| short(hash)),
             "settings_refused": container.settings_refused,
             "waiting_build": plugin.and_then(Plugin::waiting_build),
             "pinned": self.loader.pins.text(&container.path.library),

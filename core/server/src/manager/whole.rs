@@ -67,11 +67,16 @@ impl Manager {
 
     /// Goes on with the start or the stop of the whole server.
     pub(super) fn go_on(&mut self) {
+        // What it does leads here again, for each of perhaps thousands of services: they take turns.
+        if std::mem::replace(&mut self.goes_on, true) {
+            return;
+        }
         self.go_on_starting();
         self.go_on_stopping();
+        self.goes_on = false;
     }
 
-    pub(super) fn go_on_starting(&mut self) {
+    fn go_on_starting(&mut self) {
         while let Some(current) = self.startup.as_ref().map(|startup| startup.current) {
             match current.map_or(Progress::Done, |slot| self.progress(slot)) {
                 Progress::Waits => return,
@@ -82,7 +87,7 @@ impl Manager {
             startup.current = startup.rest.pop_front();
             match startup.current {
                 Some(slot) if !self.containers.contains_key(&slot) => {}
-                Some(slot) => return self.wish(slot, Event::Start, "the server starts"),
+                Some(slot) => self.wish(slot, Event::Start, "the server starts"),
                 None => self.end_start(Ok(())),
             }
         }
@@ -112,7 +117,7 @@ impl Manager {
         Progress::Failed(format!("{}: {reason}", container.path))
     }
 
-    pub(super) fn go_on_stopping(&mut self) {
+    fn go_on_stopping(&mut self) {
         while let Some(shutdown) = &mut self.shutdown {
             if let Some(slot) = shutdown.current {
                 match self.containers.get(&slot).map(|container| container.supervisor.state()) {
@@ -123,7 +128,7 @@ impl Manager {
             match shutdown.rest.pop() {
                 Some(slot) => {
                     shutdown.current = Some(slot);
-                    return self.wish(slot, Event::Stop, "the server stops");
+                    self.wish(slot, Event::Stop, "the server stops");
                 }
                 None => {
                     let now = Instant::now();

@@ -115,6 +115,8 @@ impl Reloader {
         let written = Settings::parse(&present.file, text).map_err(|faults| invalid(&faults))?;
         let settings = written.until_the_next_start(&present);
         let world = self.ask_applying(Applying::Begin)??;
+        // Opened since, for a command.
+        memory.opened.retain(|name, _| !world.plugins.iter().any(|known| known.name == *name));
         let open = |path: &ServicePath| self.library_of(path, &settings, &world, memory);
         let inventory = inventory::open_by(&settings, open, || true).map_err(|error| {
             let code =
@@ -161,7 +163,7 @@ impl Reloader {
         if let Some(known) = memory.opened.get(name).filter(|known| known.hash == chosen.hash) {
             return Ok(known.clone());
         }
-        let loaded = self.load(name, chosen, 1).map_err(|failed| refused(failed.error.text))?;
+        let loaded = self.load_first(name, chosen).map_err(|failed| refused(failed.error.text))?;
         let loaded = Arc::new(Loaded { file, ..loaded });
         memory.opened.insert(name.clone(), loaded.clone());
         Ok(loaded)
@@ -173,6 +175,7 @@ impl Reloader {
         for loaded in opened {
             memory.opened.remove(&loaded.name);
             self.loader.copies.prune(&loaded.name);
+            self.loader.pins.settle(&loaded.name);
             self.tell_manager(Applying::Opened(loaded));
         }
         if settings.log_level != self.settings.look().log_level {
@@ -202,18 +205,18 @@ impl Reloader {
             (_, Effect::NextStart) => return None,
             (What::Server, _) => Ok(()),
             (What::Options(path, options), _) => self.set_options(path, options),
-            (What::Added(path), _) => self.command(jobs, Command::Start(path.to_string())),
+            (What::Added(path), _) => self.command(jobs, Command::Added(path.to_string())),
             (What::Settings(path, settings), effect) => match self.renew(path, settings) {
                 Err(error) => {
                     refused.insert(path.clone(), error.text.clone());
                     Err(error)
                 }
                 // The manager starts it: this waits for how that ends.
-                Ok(()) if effect == Effect::Started => self.command(jobs, Command::Start(path.to_string())),
+                Ok(()) if effect == Effect::Started => self.command(jobs, Command::Added(path.to_string())),
                 Ok(()) => Ok(()),
             },
             (What::Removed(path), _) => self
-                .command(jobs, Command::Disable(path.to_string()))
+                .command(jobs, Command::Removed(path.to_string()))
                 .and_then(|()| self.command(jobs, Command::Delete(path.to_string()))),
         };
         Some(made)

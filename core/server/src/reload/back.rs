@@ -2,12 +2,12 @@
 //! the same road as any reload, with the state, where the older build can import that.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 use zeph_contract::{Code, Error};
 
-use super::{Failed, PAUSE, Reloader, TRIES, said};
+use super::{Failed, PAUSE, Reloader, said};
 use crate::copies::Kept;
 use crate::loader::{self, Loaded, short};
 use crate::messages::{Direction, Standing};
@@ -32,13 +32,20 @@ impl Reloader {
             self.abort(library, None);
             Error::new(failed.error.code, text)
         })?;
-        match target.hash == file {
+        let noted = match target.hash == file {
             true => self.loader.pins.end(library),
             false => self.loader.pins.set(library, Pin::new(&file, &target.hash)),
-        }
+        };
         let pinned = self.loader.pins.text(library);
         tracing::warn!("{library}: {}", pinned.as_deref().unwrap_or("it runs with its file again"));
-        Ok(with(back, "pinned", pinned))
+        let back = with(back, "pinned", pinned);
+        Ok(match noted {
+            Ok(()) => back,
+            Err(error) => {
+                let text = format!("this is not known after a restart: pins.json in STATE_PATH: {error}");
+                with(back, "warning", Some(text))
+            }
+        })
     }
 
     /// What was dropped in, be it in order or not.
@@ -66,13 +73,13 @@ impl Reloader {
     /// `from` failed soon after its reload, and the manager makes new instances of `to` again. What still runs
     /// with `from` follows in order, with its state and its peers. Where that cannot be, it stays: nothing of it
     /// failed.
-    pub(super) fn follow(&self, from: &Arc<Loaded>, to: &Arc<Loaded>) {
+    pub(super) fn follow(&self, from: &Arc<Loaded>, to: &Arc<Loaded>, patience: Duration) {
         let library = &to.name;
-        let mut tries = 1..=TRIES;
+        let until = Instant::now() + patience;
         let followed = loop {
-            tries.next();
             match self.try_to_follow(to) {
-                Err(error) if error.code == Code::Busy && !tries.is_empty() => std::thread::sleep(PAUSE),
+                // One of them is just starting or stopping.
+                Err(error) if error.code == Code::Busy && Instant::now() < until => std::thread::sleep(PAUSE),
                 followed => break followed,
             }
         };
@@ -83,6 +90,8 @@ impl Reloader {
                 let services = services.join(", ");
                 tracing::info!("{services}: back to generation {} ({})", to.generation, short(&to.hash));
             }
+            // The server stops.
+            Err(error) if error.code == Code::Unavailable => {}
             Err(error) => tracing::error!(
                 "{library}: what did not fail stays with generation {} ({}); zephserver restart NAME brings it back, \
                  without its state: {error}",
@@ -94,7 +103,8 @@ impl Reloader {
         if let Err(error) = self.loader.copies.renew(library, &to.hash) {
             return tracing::error!("{library}: after a restart its file is loaded again: {error}");
         }
-        self.loader.pins.set(library, Pin::new(&from.hash, &to.hash));
+        // What cannot be written was said.
+        let _ = self.loader.pins.set(library, Pin::new(&from.hash, &to.hash));
     }
 
     /// Which services have followed. None: yet another build serves meanwhile.

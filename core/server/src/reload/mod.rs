@@ -16,13 +16,14 @@ mod back;
 mod jobs;
 mod passage;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use serde_json::{Map, Value, json};
-use zeph_abi::{ReloadMode, ServiceDeclaration, ServiceId};
+use zeph_abi::{ReloadMode, ServiceId};
 use zeph_contract::{Code, Error};
 
 use crate::bus::Bus;
@@ -33,7 +34,7 @@ use crate::loader::{self, Loaded, Loader, short};
 use crate::messages::{
     Command, Direction, Extent, Job, Message, Origin, Replacing, Standing, Subject, Ticket, Wanted, from_life,
 };
-use crate::settings::{Current, Reload, check_service};
+use crate::settings::{Current, Reload, Source, values_of_build};
 use apply::Memory;
 use jobs::Jobs;
 pub use passage::Steps;
@@ -61,7 +62,10 @@ impl Failed {
     }
 
     fn refused(refusal: &loader::Refusal) -> Self {
-        Self { file_is_bad: refusal.file_is_bad, ..Self::bad_file(refusal.to_string()) }
+        match refusal.file_is_bad {
+            true => Self::bad_file(refusal.to_string()),
+            false => Self::later(Error::new(Code::Internal, refusal.to_string())),
+        }
     }
 
     fn later(error: Error) -> Self {
@@ -76,6 +80,8 @@ pub struct Reloader {
     pub loader: Arc<Loader>,
     pub manager: Sender<Message>,
     pub history: History,
+    /// Files that could not be opened: by library, hash and reason. Each try would leave a copy in memory.
+    pub refused: RefCell<BTreeMap<String, (String, String)>>,
 }
 
 impl Reloader {
@@ -89,7 +95,7 @@ impl Reloader {
                 Job::Rollback { library, build, ticket } => {
                     ticket.answer(self.rollback(&library, build.as_deref()));
                 }
-                Job::Follow { from, to } => self.follow(&from, &to),
+                Job::Follow { from, to, patience } => self.follow(&from, &to, patience),
                 Job::Apply { mode, origin, ticket } => {
                     ticket.answer(self.apply(&mut jobs, &mut memory, mode, origin));
                 }
@@ -99,6 +105,13 @@ impl Reloader {
     }
 
     fn open_for(&self, library: &str, waiting: Box<(Command, Ticket)>) {
+        let is_unknown = matches!(self.standing(library, None), Err(Error { code: Code::NotFound, .. }));
+        if !is_unknown {
+            // It was opened since, for another command.
+            let (command, ticket) = *waiting;
+            let _ = self.manager.send(Message::Command(command, ticket));
+            return;
+        }
         let opened = self.open(library);
         let _ = self.manager.send(Message::Opened(opened, waiting));
     }
@@ -108,9 +121,30 @@ impl Reloader {
         let refused = |refusal: loader::Refusal| Error::new(Code::Incompatible, refusal.to_string());
         let checked = loader::check(&file).map_err(refused)?;
         let chosen = self.loader.pins.choose(&self.loader.copies, library, checked);
-        let loaded = self.load(library, chosen, 1).map_err(|failed| failed.error)?;
+        let loaded = self.load_first(library, chosen).map_err(|failed| failed.error)?;
         self.loader.copies.prune(library);
+        self.loader.pins.settle(library);
         Ok(Loaded { file, ..loaded })
+    }
+
+    /// Loads a library that the server does not know, unless this file was refused already.
+    fn load_first(&self, library: &str, checked: loader::Checked) -> Result<Loaded, Failed> {
+        let hash = checked.hash.clone();
+        let before = self.refused.borrow().get(library).cloned();
+        if let Some((_, reason)) = before.filter(|(bad, _)| *bad == hash) {
+            return Err(Failed::bad_file(format!(
+                "{reason}; it is not tried again until its content changes"
+            )));
+        }
+        let loaded = self.load(library, checked, 1);
+        match &loaded {
+            Err(failed) if failed.file_is_bad => {
+                let reason = failed.error.text.clone();
+                self.refused.borrow_mut().insert(library.into(), (hash, reason));
+            }
+            _ => drop(self.refused.borrow_mut().remove(library)),
+        }
+        loaded
     }
 
     fn file_of(&self, library: &str) -> Result<std::path::PathBuf, Error> {
@@ -156,7 +190,11 @@ impl Reloader {
             tracing::error!("{library}: not reloaded, the old generation serves on: {text}");
             self.note_refused(library, hash.as_deref(), text);
             // A file that cannot even be read has no hash, and is tried again at its next change.
-            self.abort(library, failed.file_is_bad.then(|| (hash.unwrap_or_default(), text.clone())));
+            let refused = failed.file_is_bad.then(|| (hash.clone().unwrap_or_default(), text.clone()));
+            self.abort(library, refused);
+            if let Some(hash) = hash.filter(|_| origin == Origin::Watched && !failed.file_is_bad) {
+                self.let_wait(library, hash);
+            }
             failed.error
         })
     }
@@ -182,22 +220,27 @@ impl Reloader {
             if checked.hash == old.hash {
                 let unchanged = Replacing::Unchanged { library: library.into() };
                 let _ = self.manager.send(Message::Replacing(unchanged));
-                // Now its file is what it was rolled back to.
-                self.loader.pins.end(library);
+                // Now its file is what it was rolled back to. What cannot be written was said.
+                let _ = self.loader.pins.end(library);
             }
             if checked.hash == old.hash || was_refused || was_left {
                 return Ok(json!({"plugin": library, "unchanged": true}));
             }
             if standing.reload == Reload::Manual {
-                let waits = Replacing::Waits { library: library.into(), hash: checked.hash };
-                let _ = self.manager.send(Message::Replacing(waits));
+                self.let_wait(library, checked.hash);
                 return Ok(json!({"plugin": library, "waits": true}));
             }
         }
         let loaded = Arc::new(self.load(library, checked, standing.newest + 1)?);
         let services = self.exchange(&loaded, standing.subjects, Direction::Forward(origin))?;
-        self.loader.pins.end(library);
+        let _ = self.loader.pins.end(library);
         Ok(said(&old, &loaded, &services, start))
+    }
+
+    /// Has it shown that a newer file is there, which is not loaded.
+    fn let_wait(&self, library: &str, hash: String) {
+        let waits = Replacing::Waits { library: library.into(), hash };
+        let _ = self.manager.send(Message::Replacing(waits));
     }
 
     /// Puts a build's services in the place of those that run, all at once, or none.
@@ -220,7 +263,7 @@ impl Reloader {
             passages.into_iter().for_each(|passage| self.turn_back(passage));
             // What is to be followed was loaded long ago.
             if direction != Direction::Follow {
-                self.loader.copies.discard(&loaded.name, &loaded.hash, loaded.generation);
+                self.loader.copies.discard(&loaded.copy);
             }
             return Err(failed);
         }
@@ -232,15 +275,23 @@ impl Reloader {
 
     /// Loads a library on a thread of its own: its constructors and declarations are the author's code.
     fn load(&self, library: &str, checked: loader::Checked, generation: u32) -> Result<Loaded, Failed> {
-        let (loader, name, hash) = (self.loader.clone(), library.to_string(), checked.hash.clone());
-        let load = move || loader.load(&name, &checked, generation);
-        match within(Instant::now() + LOADING, load) {
-            Some(loaded) => loaded.map_err(|refusal| Failed::refused(&refusal)),
-            None => {
-                self.loader.copies.discard(library, &hash, generation);
-                Err(Failed::bad_file(too_long(library, "loading (constructors, setup, info)", LOADING)))
+        let refused = |refusal: loader::Refusal| Failed::refused(&refusal);
+        let copy = self.loader.copy(library, &checked, generation).map_err(refused)?;
+        let (loader, name, path) = (self.loader.clone(), library.to_string(), copy.clone());
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let thread = std::thread::Builder::new().name("zephserver-step".into());
+        let begun =
+            thread.spawn(move || drop(sender.send(loader.load_copy(&name, &checked, generation, &path))));
+        let failed = match begun.map(|_| receiver.recv_timeout(LOADING)) {
+            Ok(Ok(loaded)) => return loaded.map_err(refused),
+            Ok(Err(_)) => Failed::bad_file(too_long(library, "loading (constructors, setup, info)", LOADING)),
+            // The file is not to blame.
+            Err(error) => {
+                Failed::later(Error::internal(format!("{library}: not loaded: no thread: {error}")))
             }
-        }
+        };
+        self.loader.copies.discard(&copy);
+        Err(failed)
     }
 
     /// Brings services of a library to where only the commit is missing.
@@ -289,9 +340,7 @@ impl Reloader {
         };
         let before = old.declaration.service(&path.kind).cloned().unwrap_or_default();
         let hands_over = before.reload == ReloadMode::Handover && declaration.reload == ReloadMode::Handover;
-        let fits = declaration.state_version == before.state_version
-            || declaration.imports.contains(&before.state_version);
-        if hands_over && !fits {
+        if hands_over && !declaration.reads(before.state_version) {
             return Err(Failed::bad_file(format!(
                 "{path}: the new build keeps state version {} and cannot import version {} (it imports {:?}; built \
                  with SDK {}, the old one with {})",
@@ -302,7 +351,7 @@ impl Reloader {
                 old.declaration.sdk
             )));
         }
-        let values = self.settings_for(&subject, loaded, &declaration)?;
+        let values = self.settings_for(&subject, loaded)?;
         let Some(slot) = self.bus.registry.slot(u64::from(subject.slot)) else {
             return Err(Failed::later(Error::internal(format!("{path} has no slot"))));
         };
@@ -317,8 +366,10 @@ impl Reloader {
             name: path.to_string(),
             settings: values.clone(),
         };
-        let orders = life::begin(birth, from_life(self.manager.clone(), id))
-            .map_err(|error| Failed::later(Error::internal(format!("{path}: no thread: {error}"))))?;
+        let orders = life::begin(birth, from_life(self.manager.clone(), id)).map_err(|error| {
+            let _ = self.manager.send(Message::Replacing(Replacing::Forget { id }));
+            Failed::later(Error::internal(format!("{path}: no thread: {error}")))
+        })?;
         let limit = subject.options.start_timeout;
         let instance = match events.recv_timeout(limit) {
             Ok(life::Event::Created(instance)) => instance,
@@ -351,22 +402,17 @@ impl Reloader {
     }
 
     /// What the new instance is started with, checked as at the start of the server.
-    fn settings_for(
-        &self,
-        subject: &Subject,
-        loaded: &Loaded,
-        declaration: &ServiceDeclaration,
-    ) -> Result<Map<String, Value>, Failed> {
+    fn settings_for(&self, subject: &Subject, loaded: &Loaded) -> Result<Map<String, Value>, Failed> {
         let (path, settings) = (&subject.path, self.settings.get());
-        match &subject.wanted {
+        let source = match &subject.wanted {
             Wanted::These(values) => return Ok(values.clone()),
-            Wanted::OfFile if settings.services.contains(path) => {}
-            Wanted::OfFile | Wanted::Kept => return Ok(kept_settings(declaration, &subject.values)),
-        }
-        let checked = check_service(&settings, path, declaration, &loaded.declaration.services);
-        let refused =
-            |faults| Failed::bad_file(format!("{path}: the new build does not take its settings: {faults}"));
-        checked.map(|checked| checked.values).map_err(refused)
+            Wanted::OfFile => Source::File,
+            Wanted::Kept => Source::Told,
+        };
+        let values = values_of_build(&settings, path, &loaded.declaration, source, &subject.values);
+        values.map_err(|faults| {
+            Failed::bad_file(format!("{path}: the new build does not take its settings: {faults}"))
+        })
     }
 
     /// Has what hands over rest: first its own threads, since these may call it, or wait for who does; then
@@ -431,14 +477,4 @@ fn said(old: &Loaded, loaded: &Loaded, services: &[String], start: Instant) -> V
     );
     let view = |loaded: &Loaded| json!({"generation": loaded.generation, "hash": short(&loaded.hash)});
     json!({"plugin": loaded.name, "services": services, "from": view(old), "to": view(loaded), "ms": ms})
-}
-
-/// The settings of a new build for a service that no file speaks of, or whose newest settings were refused:
-/// its own defaults, and what was set of what it still knows.
-fn kept_settings(declaration: &ServiceDeclaration, values: &Map<String, Value>) -> Map<String, Value> {
-    let value = |setting: &zeph_abi::SettingDeclaration| {
-        let value = values.get(&setting.name).or(Some(&setting.default)).filter(|value| !value.is_null());
-        value.map(|value| (setting.name.clone(), value.clone()))
-    };
-    declaration.settings.iter().filter_map(value).collect()
 }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::{ClusterNode, Limits, Reload, Restart, ServiceOptions, ServicePath, ServiceSettings, Settings};
 
 /// Settings whose names contain one of these are not shown.
-const SECRET: &[&str] = &["token", "secret", "password", "key"];
+const SECRET: &[&str] = &["token", "secret", "password", "passwd", "pwd", "key", "credential", "dsn", "auth"];
 
 /// One thing that changes.
 #[derive(Clone, Debug, PartialEq)]
@@ -321,6 +321,8 @@ fn shown(key: &str, value: &Value) -> Value {
         _ if SECRET.iter().any(|word| name.contains(word)) => "***".into(),
         // `postgres://user:password@host`
         Value::String(text) if text.contains("://") && text.contains('@') => "***".into(),
+        // `host=db user=a password=b`
+        Value::String(text) if text.to_lowercase().contains("password=") => "***".into(),
         Value::Array(list) => list.iter().map(|value| shown(key, value)).collect(),
         Value::Object(table) => {
             Value::Object(table.iter().map(|(key, value)| (key.clone(), shown(key, value))).collect())
@@ -465,6 +467,8 @@ mod tests {
         let hidden = json!("***");
         for (key, value, expected) in [
             ("secret", json!("x"), hidden.clone()),
+            ("smtp_passwd", json!("x"), hidden.clone()),
+            ("database", json!("host=db user=a Password=b"), hidden.clone()),
             ("Secret_Key_File", json!("x"), hidden.clone()),
             ("token", json!({"iss": "x"}), hidden.clone()),
             ("database", json!("postgres://ann:x@db/site"), hidden.clone()),

@@ -7,6 +7,7 @@
 mod current;
 mod difference;
 mod fault;
+mod of_build;
 mod plugin;
 mod read;
 mod tree;
@@ -20,6 +21,7 @@ pub(crate) use current::Current;
 pub(crate) use difference::{Change, Effect, Living, Stance, What, difference};
 pub(crate) use fault::nearest;
 pub use fault::{Fault, Faults};
+pub(crate) use of_build::{Source, kept_values, values_of_build};
 pub use plugin::{Reload, Restart, ServiceOptions, ServiceSettings, check_service, unclaimed};
 use read::Reader;
 use tree::Table;

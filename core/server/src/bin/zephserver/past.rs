@@ -36,6 +36,10 @@ pub fn why(answer: &Value) {
     if let Some(at) = answer["retry_at"].as_u64() {
         line(&format!("  next try in {} s", until(at).as_secs()));
     }
+    let waits_for: Vec<String> = answer["waits_for"].as_array().into_iter().flatten().map(text).collect();
+    if !waits_for.is_empty() {
+        line(&format!("  waits for {}", waits_for.join(", ")));
+    }
     let failure = &answer["last_failure"];
     if failure.is_object() {
         line(&format!("  last failure, {}: {}", moment(&failure["at"]), cause(failure)));

@@ -38,8 +38,8 @@ pub fn answer(verb: &str, answer: &Value) {
         "rollback" if answer.is_array() => builds(answer),
         "rollback" => {
             reload(answer);
-            if let Value::String(pinned) = &answer["pinned"] {
-                line(pinned);
+            for text in [&answer["pinned"], &answer["warning"]].into_iter().filter_map(Value::as_str) {
+                line(text);
             }
         }
         "apply" => apply(answer),
