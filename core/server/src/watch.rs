@@ -98,10 +98,13 @@ fn is_for_later(error: &Error) -> bool {
     matches!(error.code, Code::Busy | Code::Unavailable | Code::Timeout)
 }
 
+/// Where the answer to a wish will be.
+type Answer = Receiver<Result<Value, Error>>;
+
 fn debounce(changed: &Receiver<Changed>, current: &Current, jobs: &Sender<Job>) {
     // When it is to be done, and how often that was tried.
     let mut due = BTreeMap::<Changed, (Instant, u32)>::new();
-    let mut asked: Vec<(Changed, u32, Receiver<Result<Value, Error>>)> = Vec::new();
+    let mut asked: Vec<(Changed, u32, Answer)> = Vec::new();
     loop {
         let look = (!asked.is_empty()).then(|| Instant::now() + DEBOUNCE);
         let next = due.values().map(|(at, _)| *at).chain(look).min();
