@@ -68,10 +68,8 @@ pub fn open_by(
 fn open_library(settings: &Settings, loader: &Loader, path: &ServicePath) -> Result<Arc<Loaded>, Error> {
     let file = settings.library_file(&path.library).ok_or_else(|| missing(settings, path))?;
     let refused = |refusal: loader::Refusal| Error::Start(format!("{path}: {refusal}"));
-    let checked = loader::check(&file).map_err(refused)?;
-    let chosen = loader.pins.choose(&loader.copies, &path.library, checked);
-    let loaded = loader.load(&path.library, &chosen, 1).map_err(refused)?;
-    Ok(Arc::new(Loaded { file, ..loaded }))
+    let chosen = loader.choose(&path.library, &file).map_err(refused)?;
+    Ok(Arc::new(loader.load(&path.library, &chosen, 1).map_err(refused)?))
 }
 
 /// No file of this library is along PLUGIN_PATH.

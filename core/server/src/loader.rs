@@ -71,13 +71,21 @@ pub struct Refusal {
 
 /// A file that was read whole and is in order as far as can be seen without running it.
 pub struct Checked {
+    /// What was read.
     file: PathBuf,
+    /// What was dropped in: the same file, or the one that a kept build is loaded in place of.
+    pub dropped: PathBuf,
     bytes: Vec<u8>,
     /// SHA-256 in hex.
     pub hash: String,
 }
 
 impl Checked {
+    /// A kept build, to be loaded in place of what was dropped in.
+    pub fn in_place_of(self, dropped: &Path) -> Self {
+        Self { dropped: dropped.to_path_buf(), ..self }
+    }
+
     fn refusal(&self, reason: impl Into<String>) -> Refusal {
         Refusal {
             file: self.file.clone(),
@@ -102,7 +110,7 @@ pub fn check(file: &Path) -> Result<Checked, Refusal> {
         match complete {
             Ok(()) if is_stable => {
                 let hash = hex(&Sha256::digest(&bytes));
-                return Ok(Checked { file: file.to_path_buf(), bytes, hash });
+                return Ok(Checked { file: file.to_path_buf(), dropped: file.to_path_buf(), bytes, hash });
             }
             // Perhaps somebody is just writing it: look again before saying so.
             _ if tries < TRIES && written_lately(&after) => std::thread::sleep(PAUSE),
@@ -236,6 +244,11 @@ impl Loader {
         Ok(Self { copies, pins: Pins::read(state_path), host, serials: AtomicU32::new(1) })
     }
 
+    /// Checks what was dropped in, and chooses between it and the build that it was rolled back to.
+    pub fn choose(&self, library: &str, file: &Path) -> Result<Checked, Refusal> {
+        Ok(self.pins.choose(&self.copies, library, check(file)?))
+    }
+
     /// Loads a checked file as the given generation of its plugin.
     pub fn load(&self, name: &str, checked: &Checked, generation: u32) -> Result<Loaded, Refusal> {
         let copy = self.copy(name, checked, generation)?;
@@ -281,7 +294,7 @@ impl Loader {
         let declaration = self.declaration(name, &library, checked)?;
         Ok(Loaded {
             name: name.into(),
-            file: checked.file.clone(),
+            file: checked.dropped.clone(),
             hash: checked.hash.clone(),
             generation,
             declaration,

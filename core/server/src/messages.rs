@@ -75,6 +75,18 @@ pub enum Message {
     Quit,
 }
 
+impl From<Replacing> for Message {
+    fn from(step: Replacing) -> Self {
+        Self::Replacing(step)
+    }
+}
+
+impl From<Applying> for Message {
+    fn from(step: Applying) -> Self {
+        Self::Applying(Box::new(step))
+    }
+}
+
 /// A service as SERVICE_LIST and its plugin want it.
 pub struct Listed {
     pub path: ServicePath,

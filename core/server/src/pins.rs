@@ -156,7 +156,7 @@ impl Pins {
                     "{library}: build {build} is loaded, to which it was rolled back, and not its file ({left}); to \
                      load that: zephserver reload {library}"
                 );
-                kept
+                kept.in_place_of(&file.dropped)
             }
             Err(reason) => {
                 let build = short(&pin.build);

@@ -10,12 +10,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use notify::{EventKind, RecursiveMode, Watcher};
 use serde_json::Value;
 use zeph_abi::ServiceId;
-use zeph_contract::{Code, Error};
+use zeph_contract::Error;
 
 use crate::bus::Bus;
 use crate::frames;
 use crate::messages::{ApplyMode, Job, Origin, Ticket};
 use crate::phase::{Phase, Phases};
+use crate::reload::is_for_later;
 use crate::settings::{Current, library_name};
 
 /// A file is read when nothing has touched it for so long.
@@ -91,11 +92,6 @@ pub fn files(current: &Current, jobs: Sender<Job>) -> notify::Result<notify::Rec
     let thread = std::thread::Builder::new().name("zephserver-watch".into());
     thread.spawn(move || debounce(&changed, &current, &jobs))?;
     Ok(watcher)
-}
-
-/// It is worth to try again though nothing has changed.
-fn is_for_later(error: &Error) -> bool {
-    matches!(error.code, Code::Busy | Code::Unavailable | Code::Timeout)
 }
 
 /// Where the answer to a wish will be.

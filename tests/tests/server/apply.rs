@@ -1,12 +1,11 @@
 //! The settings file changes while the server runs: what has changed is changed, and nothing else is touched.
 
 use std::net::TcpStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 use zephserver_testkit::{Build, TestServer};
 
+use crate::caller::Caller;
 use crate::client::{EDGE, RING, SETTINGS};
 
 /// Nothing is applied but what the test asks for.
@@ -191,30 +190,15 @@ fn state_is_handed_over_and_no_call_is_lost() {
     let server = server.settings(UNWATCHED).settings("[\"@two\"]\nfail = \"round-0\"");
     let mut server = server.start();
     let before = (server.service("trouble/Trouble"), copies(&server)["copies"].clone());
-    let (stop, added) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let callers: Vec<_> = (0..4)
-        .map(|_| {
-            let (socket, stop, added) = (server.socket(), stop.clone(), added.clone());
-            std::thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    let answer =
-                        zephserver::client::ask(&socket, "call trouble/Counter@two add/1 1").unwrap();
-                    assert!(answer.is_u64(), "{answer}");
-                    added.fetch_add(1, Ordering::Relaxed);
-                }
-            })
-        })
-        .collect();
+    let callers = Caller::crew(&server, "call trouble/Counter@two add/1 1", 4);
     for round in 1..=8 {
         server.edit_settings(|text| text.replace(&format!("round-{}", round - 1), &format!("round-{round}")));
         assert_eq!(said(&server.ask("apply").unwrap()), ["trouble/Counter@two settings replaced done"]);
-        let before = added.load(Ordering::Relaxed);
-        server.wait("callers go on", |_| (added.load(Ordering::Relaxed) > before + 20).then_some(()));
+        callers.iter().for_each(|caller| caller.goes_on(&mut server));
     }
-    stop.store(true, Ordering::Relaxed);
-    callers.into_iter().for_each(|caller| caller.join().unwrap());
+    let added: u64 = callers.into_iter().map(Caller::end).sum();
     let name = "trouble/Counter@two";
-    assert_eq!(server.call(name, "get/1", "").unwrap(), added.load(Ordering::Relaxed));
+    assert_eq!(server.call(name, "get/1", "").unwrap(), added);
     assert_eq!(server.call(name, "setting/1", "").unwrap(), "round-8");
     assert_eq!(
         (&server.service(name)["generation"], &server.service(name)["failures"]),

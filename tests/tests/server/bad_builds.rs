@@ -3,13 +3,11 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 
 use serde_json::Value;
 use zephserver_testkit::{Build, TestServer};
 
+use crate::caller::Caller;
 use crate::reload::build;
 
 /// How a bad file is put in its place, and what is said of it.
@@ -109,45 +107,6 @@ fn open_to_others(server: &TestServer) {
 fn linked(server: &TestServer) {
     std::fs::remove_file(server.library("trouble")).unwrap();
     std::os::unix::fs::symlink("/etc/passwd", server.library("trouble")).unwrap();
-}
-
-/// Somebody who calls all the time, and never gets an error.
-struct Caller {
-    stop: Arc<AtomicBool>,
-    answers: Arc<AtomicU64>,
-    thread: JoinHandle<()>,
-}
-
-impl Caller {
-    fn of(server: &TestServer, line: &'static str) -> Self {
-        let (stop, answers, socket) =
-            (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), server.socket());
-        let (is_over, count) = (stop.clone(), answers.clone());
-        let thread = std::thread::spawn(move || {
-            while !is_over.load(Ordering::Relaxed) {
-                let answer = zephserver::client::ask(&socket, line).unwrap();
-                assert!(answer.is_u64(), "{answer}");
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        Self { stop, answers, thread }
-    }
-
-    /// Waits until it was answered a few times more.
-    fn goes_on(&self, server: &mut TestServer) {
-        let before = self.answers.load(Ordering::Relaxed);
-        server.wait("the caller goes on", |_| {
-            assert!(!self.thread.is_finished(), "the caller got an error");
-            (self.answers.load(Ordering::Relaxed) > before + 3).then_some(())
-        });
-    }
-
-    /// How often it was answered.
-    fn end(self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap();
-        self.answers.load(Ordering::Relaxed)
-    }
 }
 
 /// Asks for a reload of what lies there, and expects it refused: in the answer, in the log and in `status`.

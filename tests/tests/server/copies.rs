@@ -1,10 +1,9 @@
 //! Many copies of a plugin in one process, and the thread keys that they take.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use serde_json::{Value, json};
 use zephserver_testkit::TestServer;
+
+use crate::caller::Caller;
 
 /// More than the C library has keys.
 const RELOADS: u64 = 1100;
@@ -27,26 +26,11 @@ fn reload_after_a_thread(server: &TestServer) {
 fn one_process_loads_more_copies_than_there_are_thread_keys() {
     let mut server = server();
     assert_eq!(generations(&server)["key_hook"], true);
-    let stop = Arc::new(AtomicBool::new(false));
-    let callers: Vec<_> = (0..2)
-        .map(|_| {
-            let (socket, stop) = (server.socket(), stop.clone());
-            std::thread::spawn(move || {
-                let mut count = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    let answer = zephserver::client::ask(&socket, "call trouble echo/1 7").unwrap();
-                    assert_eq!(answer, 7);
-                    count += 1;
-                }
-                count
-            })
-        })
-        .collect();
+    let callers = Caller::crew(&server, "call trouble echo/1 7", 2);
     for _ in 0..RELOADS {
         reload_after_a_thread(&server);
     }
-    stop.store(true, Ordering::Relaxed);
-    let calls: u64 = callers.into_iter().map(|caller| caller.join().unwrap()).sum();
+    let calls: u64 = callers.into_iter().map(Caller::end).sum();
     assert!(calls > 0);
     let end = server.wait("all old copies have given their keys back", |server| {
         let generations = generations(server);

@@ -11,6 +11,7 @@ mod settings;
 mod commands;
 mod control;
 
+mod caller;
 mod calls;
 mod carry;
 mod events;

@@ -1,10 +1,9 @@
 //! New builds take over: by command and by file, with and without state.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
 use serde_json::{Value, json};
 use zephserver_testkit::{Build, TestServer};
+
+use crate::caller::Caller;
 
 const MARK: &str = "zephserver fixture build: ";
 
@@ -58,28 +57,14 @@ fn a_changed_file_is_loaded_by_itself() {
 #[test]
 fn state_is_handed_over_and_no_call_is_lost() {
     let mut server = TestServer::with(&["trouble/Counter"]).start();
-    let (stop, added) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let callers: Vec<_> = (0..4)
-        .map(|_| {
-            let (socket, stop, added) = (server.socket(), stop.clone(), added.clone());
-            std::thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    let answer = zephserver::client::ask(&socket, "call trouble add/1 1").unwrap();
-                    assert!(answer.is_u64(), "{answer}");
-                    added.fetch_add(1, Ordering::Relaxed);
-                }
-            })
-        })
-        .collect();
+    let callers = Caller::crew(&server, "call trouble add/1 1", 4);
     for round in 0..10 {
         build(&format!("name=build-{round} state=1")).put(&server.library("trouble"));
         server.ask("reload trouble").unwrap();
-        let before = added.load(Ordering::Relaxed);
-        server.wait("callers go on", |_| (added.load(Ordering::Relaxed) > before + 20).then_some(()));
+        callers.iter().for_each(|caller| caller.goes_on(&mut server));
     }
-    stop.store(true, Ordering::Relaxed);
-    callers.into_iter().for_each(|caller| caller.join().unwrap());
-    assert_eq!(server.call("trouble", "get/1", "").unwrap(), added.load(Ordering::Relaxed));
+    let added: u64 = callers.into_iter().map(Caller::end).sum();
+    assert_eq!(server.call("trouble", "get/1", "").unwrap(), added);
     assert_eq!(server.call("trouble", "build/1", "").unwrap(), "build-9");
     assert_eq!(server.service("trouble")["failures"], 0);
 }
@@ -141,27 +126,12 @@ fn millions_of_direct_calls_pass_through_reloads() {
 fn a_chain_that_comes_back_passes_the_shut_gate() {
     let mut server =
         TestServer::with(&["trouble/Counter", "relay/Relay"]).settings("[server]\ngate_timeout = 5").start();
-    let stop = Arc::new(AtomicBool::new(false));
-    let rounds: Vec<_> = (0..3)
-        .map(|_| {
-            let (socket, stop) = (server.socket(), stop.clone());
-            std::thread::spawn(move || {
-                let mut count = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    // Inside the counter for some milliseconds, then back into it from the relay.
-                    let answer = zephserver::client::ask(&socket, "call trouble round/1 5").unwrap();
-                    assert!(answer.is_u64(), "{answer}");
-                    count += 1;
-                }
-                count
-            })
-        })
-        .collect();
+    // Inside the counter for some milliseconds, then back into it from the relay.
+    let callers = Caller::crew(&server, "call trouble round/1 5", 3);
     for _ in 0..10 {
         server.ask("reload trouble").unwrap();
     }
-    stop.store(true, Ordering::Relaxed);
-    let rounds: u64 = rounds.into_iter().map(|round| round.join().unwrap()).sum();
+    let rounds: u64 = callers.into_iter().map(Caller::end).sum();
     assert_eq!(server.call("trouble", "get/1", "").unwrap(), rounds);
     server.wait("all old generations are gone", |server| {
         server.ask("status").unwrap()["generations"]["draining"].as_array().unwrap().is_empty().then_some(())

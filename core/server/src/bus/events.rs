@@ -34,14 +34,13 @@ impl Bus {
     /// Tells a service that it serves. On a thread of its own: neither mail that waits nor a full pool may hold
     /// up a `main` that waits for it.
     pub fn tell_serving(self: &Arc<Self>, slot: u32) {
-        let serving = Event::new(EventKind::Serving);
         let bus = self.clone();
         let told = std::thread::Builder::new().name("zephserver-serving".into()).spawn(move || {
             let Some(slot) = bus.registry.slot(u64::from(slot)) else { return };
             loop {
                 match slot.gate.enter() {
                     Ok(entry) => return bus.tell(slot, &entry, &Event::new(EventKind::Serving)),
-                    // Whoever opens it again, or follows, is told.
+                    // A reload is under way: whoever serves after it is told.
                     Err(Closed::Shut) => slot.gate.wait(Instant::now() + Duration::from_secs(1)),
                     // It went down again. Nobody is brought back for this.
                     Err(Closed::Down) => return,
@@ -49,7 +48,7 @@ impl Bus {
             }
         });
         if told.is_err() {
-            self.mail(slot, &serving);
+            self.mail(slot, &Event::new(EventKind::Serving));
         }
     }
 

@@ -11,16 +11,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crossbeam_channel::Sender;
 use serde_json::{Value, json};
 use zeph_contract::{Code, Error};
 
 use super::jobs::Jobs;
 use super::passage::Passage;
-use super::{Failed, Reloader};
+use super::{Failed, Reloader, is_for_later};
 use crate::error::Error as ServerError;
 use crate::inventory::{self, Inventory};
-use crate::loader::{self, Loaded};
+use crate::loader::Loaded;
 use crate::logging;
 use crate::messages::{ApplyMode, Applying, Command, Extent, Message, Origin, Ticket, World};
 use crate::settings::{
@@ -50,11 +49,6 @@ struct Plan {
 
 /// What became of a change; None: nothing was tried.
 type Outcome = Option<Result<(), Error>>;
-
-/// It is worth to try again without a change of the file.
-fn is_for_later(error: &Error) -> bool {
-    matches!(error.code, Code::Busy | Code::Unavailable)
-}
 
 fn invalid(faults: &Faults) -> Error {
     Error::invalid(faults.to_string())
@@ -114,7 +108,7 @@ impl Reloader {
         let present = self.settings.get();
         let written = Settings::parse(&present.file, text).map_err(|faults| invalid(&faults))?;
         let settings = written.until_the_next_start(&present);
-        let world = self.ask_applying(Applying::Begin)??;
+        let world = self.ask(Applying::Begin)??;
         // Opened since, for a command.
         memory.opened.retain(|name, _| !world.plugins.iter().any(|known| known.name == *name));
         let open = |path: &ServicePath| self.library_of(path, &settings, &world, memory);
@@ -158,13 +152,11 @@ impl Reloader {
         }
         let refused = |reason: String| ServerError::Start(format!("{path}: {reason}"));
         let file = settings.library_file(name).ok_or_else(|| inventory::missing(settings, path))?;
-        let checked = loader::check(&file).map_err(|refusal| refused(refusal.to_string()))?;
-        let chosen = self.loader.pins.choose(&self.loader.copies, name, checked);
+        let chosen = self.loader.choose(name, &file).map_err(|refusal| refused(refusal.to_string()))?;
         if let Some(known) = memory.opened.get(name).filter(|known| known.hash == chosen.hash) {
             return Ok(known.clone());
         }
-        let loaded = self.load_first(name, chosen).map_err(|failed| refused(failed.error.text))?;
-        let loaded = Arc::new(Loaded { file, ..loaded });
+        let loaded = Arc::new(self.load_first(name, chosen).map_err(|failed| refused(failed.error.text))?);
         memory.opened.insert(name.clone(), loaded.clone());
         Ok(loaded)
     }
@@ -176,7 +168,7 @@ impl Reloader {
             memory.opened.remove(&loaded.name);
             self.loader.copies.prune(&loaded.name);
             self.loader.pins.settle(&loaded.name);
-            self.tell_manager(Applying::Opened(loaded));
+            self.tell(Applying::Opened(loaded));
         }
         if settings.log_level != self.settings.look().log_level {
             logging::set_level(settings.log_level);
@@ -196,7 +188,7 @@ impl Reloader {
             }
             views.push(view(change, &outcome));
         }
-        self.tell_manager(Applying::End { order, refused });
+        self.tell(Applying::End { order, refused });
         json!({"applied": true, "changes": views, "remarks": remarks})
     }
 
@@ -224,19 +216,19 @@ impl Reloader {
 
     fn set_options(&self, path: &ServicePath, options: &ServiceOptions) -> Result<(), Error> {
         let (path, options) = (path.clone(), options.clone());
-        self.ask_applying(|ticket| Applying::Options { path, options, ticket })?
+        self.ask(|ticket| Applying::Options { path, options, ticket })?
     }
 
     /// Has a service work with other settings: one that serves is replaced by an instance of the same code.
     fn renew(&self, path: &ServicePath, settings: &ServiceSettings) -> Result<(), Error> {
         let (owned, wanted) = (path.clone(), settings.clone());
         let step = |ticket| Applying::Settings { path: owned, settings: wanted, ticket };
-        let Some((loaded, subject)) = self.ask_applying(step)?? else { return Ok(()) };
+        let Some((loaded, subject)) = self.ask(step)?? else { return Ok(()) };
         let mut passages = Vec::new();
         let passed = self.pass(&loaded, Extent::Services, vec![subject], &mut passages);
         let arrived = passed.and_then(|()| self.commit(&loaded, &settings.options, &mut passages));
         arrived.map_err(|failed| {
-            passages.into_iter().for_each(|passage| self.turn_back(passage));
+            passages.into_iter().for_each(|passage| self.undo(passage));
             self.abort(&path.library, None);
             failed.error
         })
@@ -251,7 +243,7 @@ impl Reloader {
         let Some(candidate) = passages.first_mut().map(Passage::arrive) else { return Ok(()) };
         let (loaded, options) = (loaded.clone(), options.clone());
         let step = |ticket| Applying::Commit { loaded, candidate, options, ticket };
-        self.ask_applying(step).and_then(|committed| committed).map_err(Failed::later)
+        self.ask(step).flatten().map_err(Failed::later)
     }
 
     /// Asks the manager for what an operator might ask for; start_timeout and stop_timeout bound the wait.
@@ -261,16 +253,5 @@ impl Reloader {
         self.manager.send(Message::Command(command, ticket)).map_err(|_| gone())?;
         let answer = jobs.wait(&answer, |library, waiting| self.open_for(library, waiting));
         answer.unwrap_or_else(|| Err(gone())).map(drop)
-    }
-
-    fn tell_manager(&self, step: Applying) {
-        // The manager ends last; after it nobody cares.
-        let _ = self.manager.send(Message::Applying(Box::new(step)));
-    }
-
-    fn ask_applying<T>(&self, step: impl FnOnce(Sender<T>) -> Applying) -> Result<T, Error> {
-        let (ticket, answer) = crossbeam_channel::bounded(1);
-        self.tell_manager(step(ticket));
-        answer.recv().map_err(|_| Error::unavailable("the server stops"))
     }
 }

@@ -63,9 +63,8 @@ impl Reloader {
     ) -> Result<Value, Failed> {
         let old = standing.loaded;
         let checked = loader::check_kept(target).map_err(|refusal| Failed::refused(&refusal))?;
-        let loaded = self.load(library, checked, standing.newest + 1)?;
-        // The copy that it was made of goes when the next build comes.
-        let loaded = Arc::new(Loaded { file: old.file.clone(), ..loaded });
+        let checked = checked.in_place_of(&old.file);
+        let loaded = Arc::new(self.load(library, checked, standing.newest + 1)?);
         let services = self.exchange(&loaded, standing.subjects, Direction::Back)?;
         Ok(said(&old, &loaded, &services, start))
     }

@@ -73,6 +73,11 @@ impl Failed {
     }
 }
 
+/// It is worth to try again though neither files nor settings have changed.
+pub fn is_for_later(error: &Error) -> bool {
+    matches!(error.code, Code::Busy | Code::Unavailable | Code::Timeout)
+}
+
 /// Does the reloads of one server.
 pub struct Reloader {
     pub bus: Arc<Bus>,
@@ -119,12 +124,11 @@ impl Reloader {
     fn open(&self, library: &str) -> Result<Loaded, Error> {
         let file = self.file_of(library)?;
         let refused = |refusal: loader::Refusal| Error::new(Code::Incompatible, refusal.to_string());
-        let checked = loader::check(&file).map_err(refused)?;
-        let chosen = self.loader.pins.choose(&self.loader.copies, library, checked);
+        let chosen = self.loader.choose(library, &file).map_err(refused)?;
         let loaded = self.load_first(library, chosen).map_err(|failed| failed.error)?;
         self.loader.copies.prune(library);
         self.loader.pins.settle(library);
-        Ok(Loaded { file, ..loaded })
+        Ok(loaded)
     }
 
     /// Loads a library that the server does not know, unless this file was refused already.
@@ -157,21 +161,23 @@ impl Reloader {
         })
     }
 
-    fn ask<T>(&self, step: impl FnOnce(Sender<T>) -> Replacing) -> Result<T, Failed> {
+    fn tell(&self, step: impl Into<Message>) {
+        // The manager ends last; after it nobody cares.
+        let _ = self.manager.send(step.into());
+    }
+
+    fn ask<T, S: Into<Message>>(&self, step: impl FnOnce(Sender<T>) -> S) -> Result<T, Error> {
         let (ticket, answer) = crossbeam_channel::bounded(1);
-        let gone = || Failed::later(Error::unavailable("the server stops"));
-        self.manager.send(Message::Replacing(step(ticket))).map_err(|_| gone())?;
-        answer.recv().map_err(|_| gone())
+        self.tell(step(ticket));
+        answer.recv().map_err(|_| Error::unavailable("the server stops"))
     }
 
     fn standing(&self, library: &str, but: Option<u32>) -> Result<Standing, Error> {
-        self.ask(|ticket| Replacing::Begin { library: library.into(), but, ticket })
-            .and_then(|standing| standing.map_err(Failed::later))
-            .map_err(|failed| failed.error)
+        self.ask(|ticket| Replacing::Begin { library: library.into(), but, ticket })?
     }
 
     fn abort(&self, library: &str, refused: Option<(String, String)>) {
-        let _ = self.manager.send(Message::Replacing(Replacing::Abort { library: library.into(), refused }));
+        self.tell(Replacing::Abort { library: library.into(), refused });
     }
 
     /// Notes that a build did not take over.
@@ -218,8 +224,7 @@ impl Reloader {
             let was_refused = standing.refused.as_ref().is_some_and(|(bad, _)| *bad == checked.hash);
             let was_left = self.loader.pins.get(library).is_some_and(|pin| pin.file == checked.hash);
             if checked.hash == old.hash {
-                let unchanged = Replacing::Unchanged { library: library.into() };
-                let _ = self.manager.send(Message::Replacing(unchanged));
+                self.tell(Replacing::Unchanged { library: library.into() });
                 // Now its file is what it was rolled back to. What cannot be written was said.
                 let _ = self.loader.pins.end(library);
             }
@@ -239,8 +244,7 @@ impl Reloader {
 
     /// Has it shown that a newer file is there, which is not loaded.
     fn let_wait(&self, library: &str, hash: String) {
-        let waits = Replacing::Waits { library: library.into(), hash };
-        let _ = self.manager.send(Message::Replacing(waits));
+        self.tell(Replacing::Waits { library: library.into(), hash });
     }
 
     /// Puts a build's services in the place of those that run, all at once, or none.
@@ -257,10 +261,10 @@ impl Reloader {
             let candidates = passages.iter_mut().map(Passage::arrive).collect();
             let loaded = loaded.clone();
             let commit = |ticket| Replacing::Commit { loaded, direction, candidates, ticket };
-            self.ask(commit)?.map_err(Failed::later)
+            self.ask(commit).flatten().map_err(Failed::later)
         });
         if let Err(failed) = arrived {
-            passages.into_iter().for_each(|passage| self.turn_back(passage));
+            passages.into_iter().for_each(|passage| self.undo(passage));
             // What is to be followed was loaded long ago.
             if direction != Direction::Follow {
                 self.loader.copies.discard(&loaded.copy);
@@ -312,7 +316,8 @@ impl Reloader {
         // Only from here on is anybody held up by the reload.
         let ids = passages.iter().map(|passage| passage.subject.id).collect();
         let library = loaded.name.clone();
-        self.ask(|ticket| Replacing::Hold { library, extent, ids, ticket })?.map_err(Failed::later)?;
+        let hold = |ticket| Replacing::Hold { library, extent, ids, ticket };
+        self.ask(hold).flatten().map_err(Failed::later)?;
         self.still(passages)?;
         let is_watched = !self.bus.settings.look().limits.watch_after_reload.is_zero();
         let limit = self.bus.settings.look().limits.gate_timeout;
@@ -358,7 +363,7 @@ impl Reloader {
         let id = ServiceId::instance(subject.slot, slot.next_serial());
         // A life has fewer steps than this.
         let (sender, events) = crossbeam_channel::bounded(64);
-        let _ = self.manager.send(Message::Replacing(Replacing::Candidate { id, events: sender }));
+        self.tell(Replacing::Candidate { id, events: sender });
         let birth = Birth {
             library: loaded.library.clone(),
             id,
@@ -367,20 +372,20 @@ impl Reloader {
             settings: values.clone(),
         };
         let orders = life::begin(birth, from_life(self.manager.clone(), id)).map_err(|error| {
-            let _ = self.manager.send(Message::Replacing(Replacing::Forget { id }));
+            self.tell(Replacing::Forget { id });
             Failed::later(Error::internal(format!("{path}: no thread: {error}")))
         })?;
         let limit = subject.options.start_timeout;
         let instance = match events.recv_timeout(limit) {
             Ok(life::Event::Created(instance)) => instance,
             Ok(life::Event::Failed { step, failure }) => {
-                let _ = self.manager.send(Message::Replacing(Replacing::Forget { id }));
+                self.tell(Replacing::Forget { id });
                 return Err(Failed::bad_file(format!(
                     "{path}: {step} of the new instance failed: {failure}"
                 )));
             }
             _ => {
-                let _ = self.manager.send(Message::Replacing(Replacing::Forget { id }));
+                self.tell(Replacing::Forget { id });
                 return Err(Failed::bad_file(too_long(&path.to_string(), "create", limit)));
             }
         };
@@ -447,10 +452,10 @@ impl Reloader {
 
     /// The old instance goes on, the new one goes. Its thread is to be its last owner, but for the one that
     /// asks it to stop.
-    fn turn_back(&self, mut passage: Passage) {
+    fn undo(&self, mut passage: Passage) {
         passage.go_on();
         let Passage { id, orders, instance, .. } = passage;
-        let _ = self.manager.send(Message::Replacing(Replacing::Forget { id }));
+        self.tell(Replacing::Forget { id });
         let _ = within(Instant::now(), move || instance.stop(zeph_abi::StopReason::Failed));
         let _ = orders.try_send(Order::End(None));
     }
