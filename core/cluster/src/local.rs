@@ -1,19 +1,29 @@
 //! The engine of a node that is alone: every call succeeds and reaches nobody.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::{Engine, Error, Receiver, Subscription};
+use crate::{Engine, Error, Handler, Status, Subscription, Watcher, check_event};
 
-/// One node, no sockets.
+/// One node, no sockets, no threads.
 #[derive(Debug)]
 pub struct Local {
     node: String,
+    said: AtomicU64,
+    has_left: AtomicBool,
 }
 
 impl Local {
     /// The engine of a node of this name.
     pub fn new(node: impl Into<String>) -> Self {
-        Self { node: node.into() }
+        Self { node: node.into(), said: AtomicU64::new(0), has_left: AtomicBool::new(false) }
+    }
+
+    fn check(&self, event: &str, payload: &[u8]) -> Result<(), Error> {
+        check_event(event, payload)?;
+        match self.has_left.load(Ordering::Relaxed) {
+            true => Err(Error::Closed),
+            false => Ok(()),
+        }
     }
 }
 
@@ -22,34 +32,35 @@ impl Engine for Local {
         &self.node
     }
 
-    fn say(&self, _event: &str, _payload: &[u8]) -> Result<usize, Error> {
+    fn say(&self, event: &str, payload: &[u8]) -> Result<usize, Error> {
+        self.check(event, payload)?;
+        self.said.fetch_add(1, Ordering::Relaxed);
         Ok(0)
     }
 
-    fn tell(&self, node: &str, _event: &str, _payload: &[u8]) -> Result<(), Error> {
+    fn tell(&self, node: &str, event: &str, payload: &[u8]) -> Result<(), Error> {
+        self.check(event, payload)?;
         Err(Error::NoSuchNode(node.into()))
     }
 
-    fn subscribe(&self, _event: &str, _receiver: Arc<dyn Receiver>) -> Subscription {
-        Box::new(())
+    fn subscribe(&self, _event: &str, _handler: Handler) -> Subscription {
+        Subscription::of_nothing()
     }
 
-    fn members(&self) -> Vec<String> {
-        Vec::new()
+    fn subscribe_all(&self, _handler: Handler) -> Subscription {
+        Subscription::of_nothing()
     }
 
-    fn leave(&self) {}
-}
+    fn watch(&self, _watcher: Watcher) -> Subscription {
+        Subscription::of_nothing()
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    fn status(&self) -> Status {
+        let said = self.said.load(Ordering::Relaxed);
+        Status { engine: "local", node: self.node.clone(), said, ..Status::default() }
+    }
 
-    #[test]
-    fn alone_every_say_succeeds_and_reaches_nobody() {
-        let engine = Local::new("a");
-        assert_eq!(engine.say("x", b""), Ok(0));
-        assert_eq!(engine.tell("b", "x", b""), Err(Error::NoSuchNode("b".into())));
-        assert!(engine.members().is_empty());
+    fn leave(&self) {
+        self.has_left.store(true, Ordering::Relaxed);
     }
 }

@@ -1,4 +1,4 @@
-//! Events that the server itself publishes on its node.
+//! Events that the server itself tells its services.
 
 use serde::{Deserialize, Serialize};
 
@@ -29,4 +29,44 @@ pub enum Change {
     Reloaded,
     /// It does not serve any more.
     Down,
+}
+
+/// What happened to another node of the cluster, or to what it said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeChange {
+    /// It can be reached. Whoever asks to hear of nodes is told so of each that is up already; it may come
+    /// again.
+    Up,
+    /// It cannot be reached any more, or has begun a new life: then `Up` follows.
+    Down,
+    /// Some of what it said was lost on the way, and nobody will bring it again: ask it anew. Comes before
+    /// the next event of that node.
+    Gap,
+    /// It takes nothing: some of what was said here will not reach it. It will be told of a gap.
+    Evicted,
+}
+
+impl NodeChange {
+    /// As JSON.
+    pub fn as_json(self) -> &'static [u8] {
+        match self {
+            Self::Up => b"\"up\"",
+            Self::Down => b"\"down\"",
+            Self::Gap => b"\"gap\"",
+            Self::Evicted => b"\"evicted\"",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_of_nodes_are_words() {
+        for change in [NodeChange::Up, NodeChange::Down, NodeChange::Gap, NodeChange::Evicted] {
+            assert_eq!(serde_json::to_vec(&change).unwrap(), change.as_json());
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Things that happen, as a service hears of them.
 
 use zeph_abi::EventKind;
+use zeph_contract::event::NodeChange;
 
 use crate::{Code, Error, Result};
 
@@ -56,12 +57,12 @@ pub enum Event<'a> {
         /// What it says.
         payload: &'a [u8],
     },
-    /// A node joined or left the cluster.
+    /// Something happened to another node of the cluster, or to what it said.
     Node {
         /// The node's name.
         name: &'a str,
-        /// What happened to it, as JSON.
-        payload: &'a [u8],
+        /// What happened.
+        change: NodeChange,
     },
     /// A kind of event that is newer than this plugin.
     Unknown,
@@ -78,7 +79,9 @@ impl<'a> Event<'a> {
             EventKind::Timer => Self::Timer { token },
             EventKind::Published => Self::Published { name, payload },
             EventKind::Said => Self::Said { name, payload },
-            EventKind::Node => Self::Node { name, payload },
+            EventKind::Node => {
+                serde_json::from_slice(payload).map_or(Self::Unknown, |change| Self::Node { name, change })
+            }
             // The adapter takes these.
             EventKind::Serving | EventKind::Unknown => Self::Unknown,
         }

@@ -42,6 +42,12 @@ impl Host {
         &self.own.name
     }
 
+    /// The name of this node: other nodes can tell it something under that name.
+    pub fn node(&self) -> Result<String> {
+        let name = self.abi.config(self.id, "node").map_err(from_failure)?;
+        Ok(serde_json::from_slice(&name)?)
+    }
+
     /// Which instance of its name this is: they are counted from 1.
     pub fn instance(&self) -> u32 {
         self.id.serial()
@@ -98,12 +104,13 @@ impl Host {
         self.abi.publish(self.id, event, payload).map_err(from_failure)
     }
 
-    /// Tells all other nodes; answers to how many it went out. Alone in its cluster: 0.
+    /// Tells all other nodes; answers how many are up. Alone in its cluster: 0. Ok means that the event is
+    /// kept for them, not that they have it; it may wait up to 2 s for room. 1 MiB at most, with the name.
     pub fn say(&self, event: &str, payload: &[u8]) -> Result<u64> {
         self.abi.say(self.id, event, payload).map_err(from_failure)
     }
 
-    /// Tells one node.
+    /// Tells one other node that is up, in order with what is said to all.
     pub fn tell(&self, node: &str, event: &str, payload: &[u8]) -> Result<()> {
         self.abi.tell(self.id, node, event, payload).map_err(from_failure)
     }
@@ -114,12 +121,13 @@ impl Host {
         self.abi.subscribe(self.id, Scope::Node, event).map_err(from_failure)
     }
 
-    /// Asks to hear what other nodes say under a name: `Event::Said`.
+    /// Asks to hear what other nodes say under a name: `Event::Said`. What one node says comes in its order.
+    /// Where something was lost, `Event::Node` tells of a gap before the next event of that node.
     pub fn subscribe_cluster(&self, event: &str) -> Result<u64> {
         self.abi.subscribe(self.id, Scope::Cluster, event).map_err(from_failure)
     }
 
-    /// Asks to hear who joins and leaves the cluster: `Event::Node`.
+    /// Asks to hear who joins and leaves the cluster: `Event::Node`. Begins with those who are up already.
     pub fn subscribe_members(&self) -> Result<u64> {
         self.abi.subscribe(self.id, Scope::Members, "").map_err(from_failure)
     }

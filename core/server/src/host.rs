@@ -12,10 +12,10 @@ use zeph_contract::{Code, Error};
 
 use crate::bus::{self, Bus};
 use crate::control::Desk;
-use crate::life;
 use crate::listener::Listeners;
 use crate::messages::{Command, Message, Ticket};
 use crate::settings::Current;
+use crate::{cluster, life};
 
 /// The server, as plugins see it. Lives for ever: see [`zeph_abi::host_table`].
 pub struct HostTable {
@@ -26,7 +26,6 @@ pub struct HostTable {
     /// The cluster starts before the services, but after this table.
     pub engine: Arc<OnceLock<Box<dyn Engine>>>,
     pub desk: Desk,
-    pub inbox: Arc<crate::cluster::Inbox>,
 }
 
 fn failure(error: Error) -> Failure {
@@ -115,23 +114,23 @@ impl HostSide for HostTable {
     fn say(&self, _from: ServiceId, event: &str, payload: &[u8]) -> Result<u64, Failure> {
         not_while_creating("say")?;
         let said = self.engine()?.say(event, payload);
-        said.map(|nodes| nodes as u64).map_err(|error| failure(Error::busy(error.to_string())))
+        said.map(|nodes| nodes as u64).map_err(|error| failure(cluster::error(&error)))
     }
 
     fn tell(&self, _from: ServiceId, node: &str, event: &str, payload: &[u8]) -> Result<(), Failure> {
         not_while_creating("tell")?;
-        self.engine()?
-            .tell(node, event, payload)
-            .map_err(|error| failure(Error::not_found(error.to_string())))
+        self.engine()?.tell(node, event, payload).map_err(|error| failure(cluster::error(&error)))
     }
 
     fn subscribe(&self, from: ServiceId, scope: Scope, event: &str) -> Result<u64, Failure> {
         not_while_creating("subscribe")?;
         let (slot, serial) = self.slot_of(from)?;
         let engine = self.engine()?;
-        let bring = || match scope {
-            Scope::Cluster => Some(engine.subscribe(event, self.inbox.clone())),
-            Scope::Node | Scope::Members => None,
+        let bus = || self.bus.clone();
+        let bring = |token| match scope {
+            Scope::Node => None,
+            Scope::Cluster => Some(engine.subscribe(event, cluster::handler(bus(), slot, token, event))),
+            Scope::Members => Some(engine.watch(cluster::watcher(bus(), slot, token))),
         };
         let event = if scope == Scope::Members { "" } else { event };
         let token = self.bus.subscriptions.add(self.bus.token(), slot, serial, scope, event, bring);

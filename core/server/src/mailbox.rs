@@ -1,11 +1,12 @@
 //! Events that wait for one service, in order. What comes from timers, publishers and other nodes goes
 //! through here, so that nobody who tells an event is held up by whoever hears it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use zeph_abi::{Event, EventKind};
+use zeph_contract::event::NodeChange;
 
 /// How many events wait for one service at most; what comes beyond is dropped and counted.
 const CAPACITY: usize = 65_536;
@@ -34,6 +35,11 @@ impl OwnedEvent {
             payload: event.payload.into(),
             epoch: 0,
         }
+    }
+
+    /// An event of the cluster, as its subscribers get it.
+    pub fn news(kind: EventKind, name: &Arc<str>, payload: Arc<[u8]>) -> Self {
+        Self { kind, status: 0, token: 0, number: 0, name: name.clone(), payload, epoch: 0 }
     }
 
     /// True for what concerns whoever lives under the name, whenever it began.
@@ -72,6 +78,8 @@ struct Queue {
     events: VecDeque<OwnedEvent>,
     /// Somebody delivers, and will look again before going.
     attended: bool,
+    /// Nodes of which an event found no room: the service is told before it gets the next one.
+    gaps: BTreeSet<Arc<str>>,
 }
 
 impl Mailbox {
@@ -94,6 +102,25 @@ impl Mailbox {
             return false;
         }
         queue.events.push_back(event);
+        !std::mem::replace(&mut queue.attended, true)
+    }
+
+    /// Adds what another node has said. What finds no room is a gap in what that node says. True: as
+    /// [`Mailbox::push`].
+    pub fn push_said(&self, event: OwnedEvent, node: &Arc<str>) -> bool {
+        let mut queue = self.queue();
+        if queue.events.len() + queue.gaps.len() >= CAPACITY {
+            queue.gaps.insert(node.clone());
+            drop(queue);
+            self.lose(&event);
+            return false;
+        }
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        for node in std::mem::take(&mut queue.gaps) {
+            let gap = OwnedEvent::news(EventKind::Node, &node, NodeChange::Gap.as_json().into());
+            queue.events.push_back(OwnedEvent { epoch, ..gap });
+        }
+        queue.events.push_back(OwnedEvent { epoch, ..event });
         !std::mem::replace(&mut queue.attended, true)
     }
 

@@ -30,7 +30,7 @@ use crate::messages::{self, Command, Job, Message, Ticket};
 use crate::phase::{Phase, Phases};
 use crate::reload::Reloader;
 use crate::settings::{Current, Settings};
-use crate::{cluster, logging, watch};
+use crate::{logging, watch};
 
 /// Reloads that wait at most.
 const JOBS: usize = 256;
@@ -141,7 +141,6 @@ impl Core {
             listeners: self.listeners.clone(),
             engine: self.engine.clone(),
             desk: self.desk.clone(),
-            inbox: Arc::new(cluster::Inbox(self.bus.clone())),
         })))
     }
 

@@ -15,7 +15,7 @@ struct Subscriber {
     /// The instances that asked for it.
     serials: Vec<u32>,
     /// Brings the event in from other nodes for as long as it is kept.
-    _brought: Option<Brought>,
+    brought: Option<Brought>,
 }
 
 /// All subscriptions of a server.
@@ -29,8 +29,8 @@ impl Subscriptions {
         self.by_event.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Subscribes a slot. The same slot and event again: the same token, now of this instance.
-    /// None: there are too many.
+    /// Subscribes a slot. The same slot and event again: the same token, now of this instance. `bring` has
+    /// what is not of this node brought in under a token. None: there are too many.
     pub fn add(
         &self,
         token: u64,
@@ -38,7 +38,7 @@ impl Subscriptions {
         serial: u32,
         scope: Scope,
         event: &str,
-        bring: impl FnOnce() -> Option<Brought>,
+        bring: impl FnOnce(u64) -> Option<Brought>,
     ) -> Option<u64> {
         let mut by_event = self.by_event();
         if by_event.values().map(Vec::len).sum::<usize>() >= CAPACITY {
@@ -49,9 +49,13 @@ impl Subscriptions {
             if !known.serials.contains(&serial) {
                 known.serials.push(serial);
             }
+            if scope == Scope::Members {
+                // Who is up is news for a new instance.
+                known.brought = bring(known.token);
+            }
             return Some(known.token);
         }
-        subscribers.push(Subscriber { token, slot, serials: vec![serial], _brought: bring() });
+        subscribers.push(Subscriber { token, slot, serials: vec![serial], brought: bring(token) });
         Some(token)
     }
 

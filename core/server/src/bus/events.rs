@@ -60,6 +60,14 @@ impl Bus {
         }
     }
 
+    /// The same with what another node has said.
+    pub fn post_said(&self, slot: u32, event: OwnedEvent, node: &Arc<str>) {
+        let Some(slot) = self.registry.slot(u64::from(slot)) else { return };
+        if slot.mailbox.push_said(event, node) {
+            let _ = self.mail.0.try_send(slot.number);
+        }
+    }
+
     /// Has mail delivered by the pool until `stop`. On a thread of its own.
     pub fn run_mail(self: &Arc<Self>) {
         while let Ok(slot) = self.mail.1.recv() {
@@ -124,20 +132,12 @@ impl Bus {
 
     /// Tells everybody of this node who listens; answers how many.
     pub fn publish(&self, event: &str, payload: &[u8]) -> u64 {
-        self.spread(Scope::Node, EventKind::Published, event, event, payload)
-    }
-
-    /// Tells all subscribers of `topic` an event.
-    pub fn spread(&self, scope: Scope, kind: EventKind, topic: &str, name: &str, payload: &[u8]) -> u64 {
-        let subscribers = self.subscriptions.of(scope, topic);
-        let (name, payload): (Arc<str>, Arc<[u8]>) = (name.into(), payload.into());
+        let subscribers = self.subscriptions.of(Scope::Node, event);
+        let (name, payload): (Arc<str>, Arc<[u8]>) = (event.into(), payload.into());
         for (slot, token) in &subscribers {
-            let (name, payload) = (name.clone(), payload.clone());
             if let Some(slot) = self.registry.slot(u64::from(*slot)) {
-                self.post(
-                    slot,
-                    OwnedEvent { kind, status: 0, token: *token, number: *token, name, payload, epoch: 0 },
-                );
+                let event = OwnedEvent::news(EventKind::Published, &name, payload.clone());
+                self.post(slot, OwnedEvent { token: *token, number: *token, ..event });
             }
         }
         subscribers.len() as u64

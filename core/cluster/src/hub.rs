@@ -1,0 +1,229 @@
+//! Who hears what on this node. Engines put in what comes; one thread hands it to handlers and watchers in that
+//! order, so that none of them can hold up an engine.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::Notify;
+
+use crate::{Change, Handler, Said, Subscription, Watcher};
+
+/// Events that may wait before engines take no more from others.
+const EVENTS: usize = 16_384;
+/// Bytes of them.
+const BYTES: usize = 16 * 1024 * 1024;
+/// What is taken from the queue at a time.
+const BATCH: usize = 256;
+
+/// One thing that came in.
+#[derive(Debug)]
+pub enum News {
+    Said(Said),
+    Change(Change),
+    /// A watcher that came later is to be told who is up.
+    Greet(u64),
+}
+
+#[derive(Default)]
+struct Queue {
+    news: VecDeque<News>,
+    bytes: usize,
+    has_ended: bool,
+}
+
+type Numbered<T> = Vec<(u64, T)>;
+
+/// The handlers of a node, and what waits for them.
+#[derive(Default)]
+pub struct Hub {
+    queue: Mutex<Queue>,
+    /// There is something to hand on.
+    filled: Condvar,
+    /// There is room again.
+    room: Notify,
+    by_event: RwLock<HashMap<Box<str>, Numbered<Handler>>>,
+    of_all: RwLock<Numbered<Handler>>,
+    watchers: RwLock<Numbered<Watcher>>,
+    numbers: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+macro_rules! read {
+    ($lock:expr) => {
+        $lock.read().unwrap_or_else(PoisonError::into_inner)
+    };
+}
+macro_rules! write {
+    ($lock:expr) => {
+        $lock.write().unwrap_or_else(PoisonError::into_inner)
+    };
+}
+
+impl Hub {
+    fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn subscribe(self: &Arc<Self>, event: &str, handler: Handler) -> Subscription {
+        let (number, event) = (self.number(), Box::<str>::from(event));
+        write!(self.by_event).entry(event.clone()).or_default().push((number, handler));
+        let hub = self.clone();
+        Subscription::new(move || {
+            let mut by_event = write!(hub.by_event);
+            if let Some(handlers) = by_event.get_mut(&event) {
+                handlers.retain(|(known, _)| *known != number);
+                if handlers.is_empty() {
+                    by_event.remove(&event);
+                }
+            }
+        })
+    }
+
+    pub fn subscribe_all(self: &Arc<Self>, handler: Handler) -> Subscription {
+        let number = self.number();
+        write!(self.of_all).push((number, handler));
+        let hub = self.clone();
+        Subscription::new(move || write!(hub.of_all).retain(|(known, _)| *known != number))
+    }
+
+    pub fn watch(self: &Arc<Self>, watcher: Watcher) -> Subscription {
+        let number = self.number();
+        write!(self.watchers).push((number, watcher));
+        self.put([News::Greet(number)]);
+        let hub = self.clone();
+        Subscription::new(move || write!(hub.watchers).retain(|(known, _)| *known != number))
+    }
+
+    /// Adds what came in. Never refuses: whoever brings much asks [`Hub::has_room`] before.
+    pub fn put(&self, news: impl IntoIterator<Item = News>) {
+        let mut queue = lock(&self.queue);
+        if queue.has_ended {
+            return;
+        }
+        let was_empty = queue.news.is_empty();
+        for one in news {
+            queue.bytes += one.size();
+            queue.news.push_back(one);
+        }
+        if was_empty && !queue.news.is_empty() {
+            self.filled.notify_one();
+        }
+    }
+
+    /// True where handlers keep up.
+    pub fn has_room(&self) -> bool {
+        lock(&self.queue).has_room()
+    }
+
+    /// Waits until handlers keep up again.
+    pub async fn room(&self) {
+        loop {
+            let room = self.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            if self.has_room() {
+                return;
+            }
+            room.await;
+        }
+    }
+
+    /// What waits for handlers.
+    pub fn waiting(&self) -> usize {
+        lock(&self.queue).news.len()
+    }
+
+    /// Nothing more comes; what waits is thrown away.
+    pub fn end(&self) {
+        let mut queue = lock(&self.queue);
+        *queue = Queue { has_ended: true, ..Queue::default() };
+        self.filled.notify_all();
+        self.room.notify_waiters();
+    }
+
+    /// Hands on until [`Hub::end`]. On a thread of its own.
+    pub fn run(&self) {
+        // Who is up, as the watchers know it.
+        let mut up: Vec<Arc<str>> = Vec::new();
+        let mut batch = Vec::with_capacity(BATCH);
+        while self.take(&mut batch) {
+            for news in batch.drain(..) {
+                match news {
+                    News::Said(said) => self.hand_on(&said),
+                    News::Change(change) => {
+                        match &change {
+                            Change::Up(node) => up.push(node.clone()),
+                            Change::Down(node) => up.retain(|known| known != node),
+                            Change::Gap { .. } | Change::Evicted(_) => {}
+                        }
+                        let watchers: Vec<Watcher> =
+                            read!(self.watchers).iter().map(|w| w.1.clone()).collect();
+                        watchers.iter().for_each(|watcher| call(|| watcher(&change)));
+                    }
+                    News::Greet(number) => {
+                        let find = |watchers: &Numbered<Watcher>| {
+                            Some(watchers.iter().find(|(known, _)| *known == number)?.1.clone())
+                        };
+                        let watcher = find(&read!(self.watchers));
+                        for (watcher, node) in
+                            watcher.iter().flat_map(|watcher| up.iter().map(move |n| (watcher, n)))
+                        {
+                            call(|| watcher(&Change::Up(node.clone())));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for news. False: nothing more comes.
+    fn take(&self, batch: &mut Vec<News>) -> bool {
+        let queue = lock(&self.queue);
+        let is_idle = |queue: &mut Queue| queue.news.is_empty() && !queue.has_ended;
+        let mut queue = self.filled.wait_while(queue, is_idle).unwrap_or_else(PoisonError::into_inner);
+        let was_full = !queue.has_room();
+        let count = queue.news.len().min(BATCH);
+        batch.extend(queue.news.drain(..count));
+        queue.bytes -= batch.iter().map(News::size).sum::<usize>();
+        if was_full && queue.has_room() {
+            self.room.notify_waiters();
+        }
+        !queue.has_ended
+    }
+
+    fn hand_on(&self, said: &Said) {
+        // A handler may end its own subscription: no lock is held across it.
+        let handlers: smallvec::SmallVec<[Handler; 4]> = {
+            let by_event = read!(self.by_event);
+            let of_event = by_event.get(said.event()).into_iter().flatten();
+            of_event.chain(read!(self.of_all).iter()).map(|(_, handler)| handler.clone()).collect()
+        };
+        handlers.iter().for_each(|handler| call(|| handler(said)));
+    }
+}
+
+/// A handler that panics has lost this event, and nobody else anything.
+fn call(handler: impl FnOnce()) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(handler)).is_err() {
+        tracing::error!("a handler of a cluster event panicked");
+    }
+}
+
+impl Queue {
+    fn has_room(&self) -> bool {
+        self.news.len() < EVENTS && self.bytes < BYTES
+    }
+}
+
+impl News {
+    fn size(&self) -> usize {
+        match self {
+            Self::Said(said) => said.payload.len(),
+            Self::Change(_) | Self::Greet(_) => 0,
+        }
+    }
+}
