@@ -7,6 +7,7 @@
 
 mod hub;
 mod local;
+mod mesh;
 mod status;
 
 use std::sync::Arc;
@@ -59,6 +60,8 @@ pub enum Change {
     Gap {
         /// The node that said them.
         node: Arc<str>,
+        /// Which life of that node.
+        boot: u64,
         /// The first one lost.
         from: u64,
         /// The last one lost. Some between the two may have been for other nodes.

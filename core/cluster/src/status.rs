@@ -20,6 +20,8 @@ pub struct Status {
     pub backlog: usize,
     /// Bytes of them.
     pub backlog_bytes: usize,
+    /// Events that were not kept any longer while somebody lacked them: who did gets a gap.
+    pub lost: u64,
     /// Events of others that wait for this node's own handlers.
     pub waiting: usize,
     /// What was refused at the door: strangers, other keys, nonsense.

@@ -1,0 +1,70 @@
+//! What this node keeps of another one. Pure.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::identity::Identity;
+use super::link::{Inlet, Outlet};
+use super::log::Log;
+use crate::status::{Incoming, Member, MemberState, Outgoing};
+
+/// Another node, in one of its lives. It stays when the node is taken for dead: only another life ends it.
+#[derive(Debug)]
+pub struct Peer {
+    pub name: Arc<str>,
+    pub identity: Identity,
+    /// None: it is up.
+    pub down_since: Option<Instant>,
+    pub outlet: Outlet,
+    /// None: it has never greeted.
+    pub inlet: Option<Inlet>,
+    /// When anything was heard of it over a connection.
+    pub heard: Option<Instant>,
+}
+
+impl Peer {
+    /// A node that was just seen; it is to have everything after `head`.
+    pub fn new(identity: Identity, head: u64, now: Instant) -> Self {
+        let name = identity.node.as_ref().into();
+        Self { name, identity, down_since: None, outlet: Outlet::new(head, now), inlet: None, heard: None }
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.down_since.is_none()
+    }
+
+    /// True where the events that it lacks are kept for it.
+    pub fn holds_log(&self) -> bool {
+        !self.outlet.is_evicted
+    }
+
+    /// True where `say` waits until it has taken what it lacks.
+    pub fn holds_say(&self) -> bool {
+        self.is_up() && self.holds_log()
+    }
+
+    /// As people see it.
+    pub fn member(&self, log: &Log, now: Instant) -> Member {
+        let outlet = &self.outlet;
+        let incoming = self.inlet.as_ref().map(|inlet| Incoming {
+            last: inlet.last(),
+            events: inlet.events,
+            gaps: inlet.gaps,
+            duplicates: inlet.duplicates,
+        });
+        Member {
+            node: self.name.to_string(),
+            address: Some(self.identity.address.to_string()),
+            state: if self.is_up() { MemberState::Up } else { MemberState::Down },
+            heard_ms: self.heard.map(|heard| now.saturating_duration_since(heard).as_millis() as u64),
+            outgoing: Outgoing {
+                acked: outlet.acked(),
+                backlog: log.last() - outlet.acked(),
+                gaps: outlet.gaps,
+                evictions: outlet.evictions,
+                connections: outlet.connections,
+            },
+            incoming: incoming.unwrap_or_default(),
+        }
+    }
+}

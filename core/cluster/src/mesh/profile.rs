@@ -1,0 +1,80 @@
+//! How soon a node is taken for dead, and what goes with that. Pure.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
+
+use foca::PeriodicParams;
+
+/// Nodes that dissemination is reckoned for.
+const NODES: u32 = 50;
+/// A datagram with its seal fits into what networks take undivided.
+const DATAGRAM: usize = 1300;
+
+/// The waits of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// Each node asks one other in this time.
+    probe: Duration,
+    /// An answer takes so long at most.
+    answer: Duration,
+    /// Who does not answer has so long to object.
+    suspicion: Duration,
+    /// Seeds that are no members are asked so often.
+    pub announce: Duration,
+    /// A connection on which nothing comes for so long is asked.
+    pub ping: Duration,
+    /// A connection on which nothing comes for so long is given up.
+    pub silence: Duration,
+}
+
+impl Profile {
+    /// For a network of one place: a killed node is seen within 7 s.
+    pub const LAN: Self = Self {
+        probe: Duration::from_millis(1000),
+        answer: Duration::from_millis(500),
+        suspicion: Duration::from_millis(4000),
+        announce: Duration::from_millis(3000),
+        ping: Duration::from_millis(2000),
+        silence: Duration::from_millis(6000),
+    };
+
+    /// For machines that always answer at once: within 3 s. More often somebody is taken for dead who lives.
+    pub const FAST: Self = Self {
+        probe: Duration::from_millis(400),
+        answer: Duration::from_millis(150),
+        suspicion: Duration::from_millis(1500),
+        announce: Duration::from_millis(1000),
+        ping: Duration::from_millis(700),
+        silence: Duration::from_millis(2500),
+    };
+
+    /// By its name in the settings.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "lan" => Some(Self::LAN),
+            "fast" => Some(Self::FAST),
+            _ => None,
+        }
+    }
+
+    /// As membership wants it.
+    pub(super) fn membership(&self) -> foca::Config {
+        let one = NonZeroUsize::MIN;
+        let usual = foca::Config::new_lan(NonZeroU32::new(NODES).unwrap_or(NonZeroU32::MIN));
+        foca::Config {
+            probe_period: self.probe,
+            probe_rtt: self.answer,
+            suspect_to_down_after: self.suspicion,
+            // A node that comes back has a new number; what is known of the dead is not to grow.
+            remove_down_after: Some(Duration::from_secs(600)),
+            max_packet_size: NonZeroUsize::new(DATAGRAM).unwrap_or(one),
+            periodic_announce: Some(PeriodicParams { frequency: self.announce * 10, num_members: one }),
+            // So that two halves of a cluster find together again, whoever the seeds are.
+            periodic_announce_to_down_members: Some(PeriodicParams {
+                frequency: self.announce,
+                num_members: NonZeroUsize::new(2).unwrap_or(one),
+            }),
+            ..usual
+        }
+    }
+}
