@@ -6,6 +6,7 @@
 //! `docs/cluster.md`.
 
 mod hub;
+mod key;
 mod local;
 mod mesh;
 mod status;
@@ -15,7 +16,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use key::{KeyError, Keys};
 pub use local::Local;
+pub use mesh::{Mesh, MeshError, MeshOptions, Profile};
 pub use status::{Incoming, Member, MemberState, Outgoing, Status};
 
 /// The largest event: name and payload, in bytes.

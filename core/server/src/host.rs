@@ -1,21 +1,21 @@
 //! What the server does for its plugins: the other end of the function table.
 
 use std::os::fd::RawFd;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use serde_json::Value;
 use zeph_abi::{CallRequest, Context, Failure, HostSide, Out, Outcome, Report, Scope, ServiceId};
-use zeph_cluster::Engine;
 use zeph_contract::{Code, Error};
 
 use crate::bus::{self, Bus};
+use crate::cluster::Cluster;
 use crate::control::Desk;
+use crate::life;
 use crate::listener::Listeners;
 use crate::messages::{Command, Message, Ticket};
 use crate::settings::Current;
-use crate::{cluster, life};
 
 /// The server, as plugins see it. Lives for ever: see [`zeph_abi::host_table`].
 pub struct HostTable {
@@ -23,8 +23,7 @@ pub struct HostTable {
     pub settings: Current,
     pub manager: Sender<Message>,
     pub listeners: Arc<Listeners>,
-    /// The cluster starts before the services, but after this table.
-    pub engine: Arc<OnceLock<Box<dyn Engine>>>,
+    pub cluster: Cluster,
     pub desk: Desk,
 }
 
@@ -47,13 +46,6 @@ impl HostTable {
         let slot = slot.ok_or_else(|| failure(Error::refused("only a service can ask for this")))?;
         Ok((slot, from.serial()))
     }
-
-    fn engine(&self) -> Result<&dyn Engine, Failure> {
-        self.engine
-            .get()
-            .map(|engine| &**engine)
-            .ok_or_else(|| failure(Error::unavailable("the cluster is not up yet")))
-    }
 }
 
 impl HostSide for HostTable {
@@ -67,7 +59,7 @@ impl HostSide for HostTable {
 
     fn config(&self, _from: ServiceId, key: &str) -> Result<Vec<u8>, Failure> {
         let value = match key {
-            "node" => Value::from(self.settings.look().node.clone()),
+            "node" => Value::from(self.settings.look().cluster.node.clone()),
             "version" => Value::from(env!("CARGO_PKG_VERSION")),
             "call_timeout_ms" => Value::from(self.settings.look().limits.call_timeout.as_millis() as u64),
             _ => return Err(failure(Error::not_found(format!("the server has no fact named `{key}`")))),
@@ -113,28 +105,25 @@ impl HostSide for HostTable {
 
     fn say(&self, _from: ServiceId, event: &str, payload: &[u8]) -> Result<u64, Failure> {
         not_while_creating("say")?;
-        let said = self.engine()?.say(event, payload);
-        said.map(|nodes| nodes as u64).map_err(|error| failure(cluster::error(&error)))
+        self.cluster.say(event, payload).map(|nodes| nodes as u64).map_err(failure)
     }
 
     fn tell(&self, _from: ServiceId, node: &str, event: &str, payload: &[u8]) -> Result<(), Failure> {
         not_while_creating("tell")?;
-        self.engine()?.tell(node, event, payload).map_err(|error| failure(cluster::error(&error)))
+        self.cluster.tell(node, event, payload).map_err(failure)
     }
 
     fn subscribe(&self, from: ServiceId, scope: Scope, event: &str) -> Result<u64, Failure> {
         not_while_creating("subscribe")?;
         let (slot, serial) = self.slot_of(from)?;
-        let engine = self.engine()?;
-        let bus = || self.bus.clone();
         let bring = |token| match scope {
-            Scope::Node => None,
-            Scope::Cluster => Some(engine.subscribe(event, cluster::handler(bus(), slot, token, event))),
-            Scope::Members => Some(engine.watch(cluster::watcher(bus(), slot, token))),
+            Scope::Node => Ok(None),
+            Scope::Cluster => self.cluster.bring_events(&self.bus, slot, token, event).map(Some),
+            Scope::Members => self.cluster.bring_changes(&self.bus, slot, token).map(Some),
         };
         let event = if scope == Scope::Members { "" } else { event };
-        let token = self.bus.subscriptions.add(self.bus.token(), slot, serial, scope, event, bring);
-        token.ok_or_else(|| failure(Error::busy("too many subscriptions")))
+        let added = self.bus.subscriptions.add(self.bus.token(), slot, serial, (scope, event), bring);
+        added.map_err(failure)
     }
 
     fn timer(&self, from: ServiceId, after_ms: u64, period_ms: u64) -> Result<u64, Failure> {

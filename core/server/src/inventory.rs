@@ -53,11 +53,7 @@ pub fn open_by(
     }
     let kinds = loaded.iter().flat_map(|library| &library.declaration.services);
     remarks.extend(unclaimed(settings, kinds)?);
-    if settings.cluster.len() > 1 {
-        let text =
-            "CLUSTER_SERVER_LIST has no effect: this version knows no other engine than `local`, one node";
-        remarks.push(text.into());
-    }
+    crate::cluster::keys(&settings.cluster)?;
     let order = start_order(&services)
         .map_err(|(at, text)| settings.service_fault(&services[at].path, text, "", std::iter::empty()))?;
     let mut services: Vec<Option<Listed>> = services.into_iter().map(Some).collect();

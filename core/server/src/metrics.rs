@@ -35,6 +35,27 @@ const OF_SERVER: &[Figure] = &[
     gauge("zephserver_pool_threads", "/pool/threads", "Threads of the pool."),
     gauge("zephserver_pool_stuck", "/pool/stuck", "Threads of the pool whose call is overdue."),
     gauge("zephserver_pool_queued", "/pool/queued", "Jobs that wait for a thread of the pool."),
+    gauge("zephserver_cluster_nodes_up", "/cluster/up", "Other nodes of the cluster that are up."),
+    gauge("zephserver_cluster_nodes_known", "/cluster/known", "Other nodes of the cluster that are known."),
+    counter("zephserver_cluster_events_said_total", "/cluster/said", "Events said to other nodes."),
+    counter("zephserver_cluster_events_heard_total", "/cluster/heard", "Events of other nodes handed on."),
+    counter("zephserver_cluster_gaps_total", "/cluster/gaps", "Gaps in what other nodes said."),
+    counter(
+        "zephserver_cluster_evictions_total",
+        "/cluster/evictions",
+        "Nodes that took nothing for too long.",
+    ),
+    gauge(
+        "zephserver_cluster_backlog",
+        "/cluster/backlog",
+        "Events kept for nodes that do not have them yet.",
+    ),
+    counter(
+        "zephserver_cluster_events_lost_total",
+        "/cluster/lost",
+        "Events not kept while a node lacked them.",
+    ),
+    counter("zephserver_cluster_refused_total", "/cluster/refused", "Connections and datagrams refused."),
     counter("zephserver_log_lines_lost_total", "/log_lines_lost", "Log lines that could not be written."),
     counter(
         "zephserver_history_lines_lost_total",

@@ -1,20 +1,20 @@
 //! The life of the whole: in which order things begin and end, and nothing else.
 //!
-//! lock → log → history → control and HTTP (so that a hanging start can be seen and stopped) → cluster →
-//! libraries and their settings → services → ready; and back: services in reverse → cluster → history →
+//! lock → log → history → control and HTTP (so that a hanging start can be seen and stopped) → libraries and
+//! their settings → cluster → services → ready; and back: services in reverse → cluster → history →
 //! HTTP → control socket's file → lock → whoever asked for the stop is answered.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use serde_json::{Value, json};
-use zeph_cluster::{Engine, Local};
 
 use crate::bus::Bus;
+use crate::cluster::Cluster;
 use crate::control::{Control, Desk};
 use crate::error::{Error, exit};
 use crate::history::{Entry, History, SERVER, What};
@@ -71,7 +71,7 @@ struct Core {
     manager: Sender<Message>,
     jobs: Sender<Job>,
     listeners: Arc<Listeners>,
-    engine: Arc<OnceLock<Box<dyn Engine>>>,
+    cluster: Cluster,
     history: History,
     desk: Desk,
     error: Mutex<Option<Error>>,
@@ -107,12 +107,14 @@ fn parts(settings: Settings) -> (Core, Queues) {
     let current = Current::new(settings.clone());
     let bus = Arc::new(Bus::new(current.clone(), manager.clone()));
     let history = History::default();
+    let cluster = Cluster::default();
     let desk = Desk {
         bus: bus.clone(),
         manager: manager.clone(),
         jobs: jobs.clone(),
         phases: phases.clone(),
         history: history.clone(),
+        cluster: cluster.clone(),
     };
     let core = Core {
         settings,
@@ -122,7 +124,7 @@ fn parts(settings: Settings) -> (Core, Queues) {
         manager,
         jobs,
         listeners: Arc::default(),
-        engine: Arc::default(),
+        cluster,
         history,
         desk,
         error: Mutex::new(None),
@@ -139,7 +141,7 @@ impl Core {
             settings: self.current.clone(),
             manager: self.manager.clone(),
             listeners: self.listeners.clone(),
-            engine: self.engine.clone(),
+            cluster: self.cluster.clone(),
             desk: self.desk.clone(),
         })))
     }
@@ -169,7 +171,6 @@ impl Core {
 
     /// Everything between control and ready. `http`: where the server itself answers.
     fn bootstrap(self: &Arc<Self>, loader: &Arc<Loader>, http: Option<SocketAddr>) -> Result<(), Error> {
-        let _ = self.engine.set(Box::new(Local::new(self.settings.node.clone())));
         let wanted = || self.phases.now() == Phase::Starting;
         let Inventory { loaded, listed, remarks } = inventory::open(&self.settings, loader, wanted)?;
         let version = env!("CARGO_PKG_VERSION");
@@ -184,6 +185,7 @@ impl Core {
         self.history.server_starts();
         // Not before: wrong settings leave nothing behind, no log either.
         http.iter().for_each(|address| tracing::info!("http: listens on {address}"));
+        self.cluster.start(&self.settings.cluster)?;
         remarks.iter().for_each(|remark| tracing::warn!("{}: {remark}", self.settings.file.display()));
         let libraries: Vec<String> = loaded.iter().map(|loaded| loaded.name.clone()).collect();
         let (ticket, started) = crossbeam_channel::bounded(1);
@@ -387,9 +389,7 @@ fn end(
     let error = core.error.lock().unwrap_or_else(PoisonError::into_inner).take();
     let left_behind = core.stop_services();
     let _ = core.jobs.send_timeout(Job::Quit, Duration::from_secs(1));
-    if let Some(engine) = core.engine.get() {
-        engine.leave();
-    }
+    core.cluster.leave();
     core.listeners.close();
     if matches!(error, Some(Error::Settings(_))) {
         if let Some(log) = core.settings.log_path.as_deref().filter(|_| !had_log) {

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use zeph_abi::Scope;
 use zeph_cluster::Subscription as Brought;
+use zeph_contract::Error;
 
 /// Subscriptions of one server at most.
 const CAPACITY: usize = 100_000;
@@ -30,19 +31,18 @@ impl Subscriptions {
     }
 
     /// Subscribes a slot. The same slot and event again: the same token, now of this instance. `bring` has
-    /// what is not of this node brought in under a token. None: there are too many.
+    /// what is not of this node brought in under a token.
     pub fn add(
         &self,
         token: u64,
         slot: u32,
         serial: u32,
-        scope: Scope,
-        event: &str,
-        bring: impl FnOnce(u64) -> Option<Brought>,
-    ) -> Option<u64> {
+        (scope, event): (Scope, &str),
+        bring: impl FnOnce(u64) -> Result<Option<Brought>, Error>,
+    ) -> Result<u64, Error> {
         let mut by_event = self.by_event();
         if by_event.values().map(Vec::len).sum::<usize>() >= CAPACITY {
-            return None;
+            return Err(Error::busy(format!("this server has {CAPACITY} subscriptions; no more are taken")));
         }
         let subscribers = by_event.entry((scope as u32, event.into())).or_default();
         if let Some(known) = subscribers.iter_mut().find(|known| known.slot == slot) {
@@ -51,12 +51,12 @@ impl Subscriptions {
             }
             if scope == Scope::Members {
                 // Who is up is news for a new instance.
-                known.brought = bring(known.token);
+                known.brought = bring(known.token)?;
             }
-            return Some(known.token);
+            return Ok(known.token);
         }
-        subscribers.push(Subscriber { token, slot, serials: vec![serial], brought: bring(token) });
-        Some(token)
+        subscribers.push(Subscriber { token, slot, serials: vec![serial], brought: bring(token)? });
+        Ok(token)
     }
 
     /// Ends a subscription. False: there is no such one.

@@ -26,10 +26,16 @@ pub type Conn = u64;
 /// Where the way to a node stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    Idle { since: Instant, wait: Duration },
+    Idle {
+        since: Instant,
+        wait: Duration,
+    },
     Dialing(Conn),
     /// `is_sent`: the hello went out.
-    Greeting { conn: Conn, is_sent: bool },
+    Greeting {
+        conn: Conn,
+        is_sent: bool,
+    },
     Open(Conn),
 }
 
@@ -155,7 +161,9 @@ impl Outlet {
         match self.way {
             Way::Greeting { conn, is_sent: true } => {
                 if last > log.last() || last < self.acked {
-                    return Err(Violation::OutOfPlace("it claims to have what was never said, or less than before"));
+                    return Err(Violation::OutOfPlace(
+                        "it claims to have what was never said, or less than before",
+                    ));
                 }
                 self.way = Way::Open(conn);
                 self.sent = last;
@@ -175,7 +183,13 @@ impl Outlet {
     }
 
     /// Appends what is to go out now, up to [`PIECE`] and one event. False: nothing.
-    pub fn pull(&mut self, to: &str, log: &Log, greet: impl FnOnce(u64) -> frame::Hello, out: &mut Vec<u8>) -> bool {
+    pub fn pull(
+        &mut self,
+        to: &str,
+        log: &Log,
+        greet: impl FnOnce(u64) -> frame::Hello,
+        out: &mut Vec<u8>,
+    ) -> bool {
         let before = out.len();
         match &mut self.way {
             Way::Greeting { is_sent, .. } if !*is_sent => {

@@ -28,6 +28,8 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 const PEERS: usize = 1024;
 /// Connections, silences and peers are looked at so often.
 const ROUND: Duration = Duration::from_millis(50);
+/// A node that is alone asks seeds so often.
+const LONELY: Duration = Duration::from_millis(250);
 /// A connection has so long until the other is known to be up.
 const GREETING: Duration = Duration::from_secs(3);
 
@@ -91,6 +93,7 @@ pub struct Node {
     next_round: Instant,
     actions: Vec<Action>,
     news: Vec<News>,
+    is_leaving: bool,
     refused: u64,
     /// Events that the log had no room for, while somebody lacked them.
     lost: u64,
@@ -110,6 +113,7 @@ impl Node {
             next_round: now,
             actions: Vec::new(),
             news: Vec::new(),
+            is_leaving: false,
             refused: 0,
             lost: 0,
             config,
@@ -127,13 +131,20 @@ impl Node {
     }
 
     /// The number of the last event that was said.
+    #[cfg(test)]
     pub fn said(&self) -> u64 {
         self.log.last()
     }
 
     /// Says an event to all, or tells it to one that is up. Answers how many are up; else until when to wait for
     /// room, or for less.
-    pub fn say(&mut self, event: &str, payload: &[u8], to: Option<&Arc<str>>, now: Instant) -> Result<usize, Instant> {
+    pub fn say(
+        &mut self,
+        event: &str,
+        payload: &[u8],
+        to: Option<&Arc<str>>,
+        now: Instant,
+    ) -> Result<usize, Instant> {
         self.make_room(event.len() + payload.len(), now)?;
         self.log.push(event, payload, to.cloned(), now);
         let mut up = 0;
@@ -190,7 +201,9 @@ impl Node {
 
     /// A connection that was asked for stands.
     pub fn connected(&mut self, conn: Conn, now: Instant) {
-        let Some(Line { end: End::Outlet(name), heard, since, .. }) = self.lines.get_mut(&conn) else { return };
+        let Some(Line { end: End::Outlet(name), heard, since, .. }) = self.lines.get_mut(&conn) else {
+            return;
+        };
         (*heard, *since) = (now, now);
         if let Some(peer) = self.peers.get_mut(name) {
             peer.outlet.connected(now);
@@ -406,7 +419,10 @@ impl Node {
     pub fn tick(&mut self, now: Instant) {
         self.members.tick(now);
         if now >= self.next_announce {
-            self.next_announce = now + self.config.profile.announce;
+            // Who knows nobody yet is in a hurry.
+            let is_alone = !self.peers.values().any(Peer::is_up);
+            let period = if is_alone { LONELY } else { self.config.profile.announce };
+            self.next_announce = now + period;
             for seed in self.config.seeds.clone() {
                 if seed != self.config.identity.address && !self.members.is_at(seed) {
                     self.members.announce(seed, now);
@@ -463,6 +479,9 @@ impl Node {
 
     /// Dials whom it is time for.
     fn dial(&mut self, now: Instant) {
+        if self.is_leaving {
+            return;
+        }
         let is_due = |peer: &&Peer| peer.is_up() && peer.outlet.dial_at().is_some_and(|at| at <= now);
         let due: Vec<Arc<str>> = self.peers.values().filter(is_due).map(|peer| peer.name.clone()).collect();
         for name in due {
@@ -561,8 +580,9 @@ impl Node {
         }
     }
 
-    /// Says farewell: first on the connections, after what they still owe.
+    /// Says farewell on the connections, after what they still owe. Whoever hears it closes them.
     pub fn farewell(&mut self) {
+        self.is_leaving = true;
         for peer in self.peers.values_mut() {
             peer.outlet.bye();
             if let Some(conn) = peer.outlet.conn() {
@@ -571,9 +591,9 @@ impl Node {
         }
     }
 
-    /// True where every node that is up has everything.
-    pub fn is_drained(&self) -> bool {
-        self.peers.values().filter(|peer| peer.holds_say()).all(|peer| peer.outlet.acked() == self.log.last())
+    /// True where no node is up that could still be told something.
+    pub fn is_alone(&self) -> bool {
+        !self.peers.values().any(|peer| peer.is_up() && peer.outlet.is_open())
     }
 
     /// Leaves the membership.
@@ -582,9 +602,19 @@ impl Node {
         self.settle(now);
     }
 
-    /// Somebody was refused at the door.
-    pub fn refused(&mut self) {
+    /// Somebody is refused at the door. Answers how many were so far.
+    pub fn refuse(&mut self) -> u64 {
         self.refused += 1;
+        self.refused
+    }
+
+    /// Where other nodes may be.
+    pub fn set_seeds(&mut self, seeds: Vec<SocketAddr>) {
+        if self.config.seeds != seeds {
+            self.config.seeds = seeds;
+            // At the next tick.
+            self.next_announce = self.next_round;
+        }
     }
 
     /// Which life of another node is known here.
@@ -595,8 +625,7 @@ impl Node {
 
     /// As people see it.
     pub fn status(&self, now: Instant) -> Status {
-        let is_listed =
-            |peer: &&Peer| peer.down_since.is_none_or(|since| now < since + REMEMBERED);
+        let is_listed = |peer: &&Peer| peer.down_since.is_none_or(|since| now < since + REMEMBERED);
         Status {
             engine: "mesh",
             node: self.name.to_string(),

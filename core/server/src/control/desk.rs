@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use zeph_contract::Error;
 
 use crate::bus::Bus;
+use crate::cluster::Cluster;
 use crate::history::History;
 use crate::manager::unknown_verb;
 use crate::messages::{ApplyMode, Command, Job, Message, Origin, Ticket, not_taken};
@@ -27,6 +28,9 @@ const VERBS: &[(&str, &str)] = &[
     ("rollback", "NAME [HASH] hand over to the build before, or to that one; --list: to which"),
     ("apply", "[--dry-run] make what changed in the settings file count"),
     ("call", "NAME METHOD [JSON] call a service"),
+    ("cluster", "the other nodes, and how each stands"),
+    ("say", "EVENT [JSON] say an event to all other nodes"),
+    ("events", "[--limit N] [--after N] what nodes said lately; with --follow as it comes"),
     ("version", "which server this is"),
     ("help", "all verbs"),
     ("stop", "stop the server; answered when it has stopped"),
@@ -40,6 +44,7 @@ pub struct Desk {
     pub jobs: Sender<Job>,
     pub phases: Phases,
     pub history: History,
+    pub cluster: Cluster,
 }
 
 impl Desk {
@@ -52,7 +57,7 @@ impl Desk {
     pub fn answer(&self, line: &str) -> Result<Value, Error> {
         let (verb, rest) = split(line);
         match verb {
-            "stop" | "status" | "plugins" | "version" | "help" if !rest.is_empty() => {
+            "stop" | "status" | "plugins" | "cluster" | "version" | "help" if !rest.is_empty() => {
                 let hint = if verb == "stop" { "; to stop one service: disable NAME" } else { "" };
                 Err(Error::invalid(format!("usage: {verb}, without further words{hint}")))
             }
@@ -60,7 +65,7 @@ impl Desk {
                 self.request_stop();
                 Ok(json!({"state": Phase::Stopping.name()}))
             }
-            "status" => self.ask(Command::Status),
+            "status" => self.status(),
             "services" => self.ask(Command::Services((!rest.is_empty()).then(|| rest.into()))),
             "plugins" => self.ask(Command::Plugins),
             "history" => self.history(rest),
@@ -72,6 +77,9 @@ impl Desk {
             "rollback" => self.rollback(rest),
             "apply" => self.apply(rest),
             "call" => self.call(rest),
+            "cluster" => self.cluster.describe(),
+            "say" => self.say(rest),
+            "events" => self.events(rest),
             "version" => Ok(json!({"zephserver": env!("CARGO_PKG_VERSION")})),
             "help" => self.help(),
             _ => self.plugin_verb(verb, rest),
@@ -209,7 +217,7 @@ impl Desk {
 }
 
 /// The first word, and the rest.
-fn split(line: &str) -> (&str, &str) {
+pub(super) fn split(line: &str) -> (&str, &str) {
     let line = line.trim();
     line.split_once(char::is_whitespace).map_or((line, ""), |(word, rest)| (word, rest.trim_start()))
 }

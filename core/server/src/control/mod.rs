@@ -6,6 +6,7 @@
 //! is silent makes room; `stop` needs no thread and no manager to be heard.
 
 mod desk;
+mod nodes;
 mod past;
 
 use std::collections::VecDeque;

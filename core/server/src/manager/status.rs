@@ -24,7 +24,7 @@ impl Manager {
             "state": self.phases.now().name(),
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
-            "node": self.settings.look().node,
+            "node": self.settings.look().cluster.node,
             "started": seconds(self.started_at),
             "settings": self.settings.look().file,
             "services": self.order.iter().filter_map(|slot| self.containers.get(slot)).map(|c| self.view(c)).collect::<Vec<_>>(),

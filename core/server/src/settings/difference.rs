@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::{ClusterNode, Limits, Reload, Restart, ServiceOptions, ServicePath, ServiceSettings, Settings};
+use super::{
+    ClusterNode, ClusterSettings, Limits, Reload, Restart, ServiceOptions, ServicePath, ServiceSettings,
+    Settings,
+};
 
 /// Settings whose names contain one of these are not shown.
 const SECRET: &[&str] = &["token", "secret", "password", "passwd", "pwd", "key", "credential", "dsn", "auth"];
@@ -215,7 +218,6 @@ fn own_keys(settings: &Settings) -> Vec<(&'static str, Value, Effect)> {
         plugin_path,
         state_path,
         cluster,
-        node,
         http_address,
         limits,
         service_lines: _,
@@ -233,6 +235,7 @@ fn own_keys(settings: &Settings) -> Vec<(&'static str, Value, Effect)> {
     } = limits;
     let path = |path: &std::path::Path| Value::from(path.display().to_string());
     let log_path = log_path.as_deref().map_or_else(|| Value::from(""), path);
+    let ClusterSettings { node, engine, listen, seeds: _, key_file, url, profile, list } = cluster;
     let member = |ClusterNode { hostname, address, port }: &ClusterNode| {
         Value::from(format!("{hostname} {address}:{port}"))
     };
@@ -252,8 +255,15 @@ fn own_keys(settings: &Settings) -> Vec<(&'static str, Value, Effect)> {
         ("CONFIGURATION_NETWORK_INTERFACE_SERVER", path(control_socket), NextStart),
         ("PLUGIN_PATH", plugin_path.iter().map(|folder| path(folder)).collect(), NextStart),
         ("STATE_PATH", path(state_path), NextStart),
-        ("CLUSTER_SERVER_LIST", cluster.iter().map(member).collect(), NextStart),
+        ("CLUSTER_SERVER_LIST", list.iter().map(member).collect(), NextStart),
         ("[cluster] node", node.as_str().into(), NextStart),
+        ("[cluster] engine", engine.name().into(), NextStart),
+        ("[cluster] listen", listen.as_deref().into(), NextStart),
+        ("[cluster] seeds", cluster.seeds.iter().map(String::as_str).collect(), NextStart),
+        ("[cluster] key_file", key_file.as_deref().map(path).into(), NextStart),
+        // Its credentials are not shown.
+        ("[cluster] url", url.as_deref().map(|_| "(another one)").into(), NextStart),
+        ("[cluster] profile", profile.as_str().into(), NextStart),
     ]
 }
 

@@ -4,6 +4,7 @@
 //! belongs to plugins is kept as written until their libraries are open and say what they know
 //! (`plugin`).
 
+mod cluster;
 mod current;
 mod difference;
 mod fault;
@@ -17,6 +18,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use cluster::{Cluster as ClusterSettings, ClusterNode, EngineKind};
 pub(crate) use current::Current;
 pub(crate) use difference::{Change, Effect, Living, Stance, What, difference};
 pub(crate) use fault::nearest;
@@ -74,10 +76,8 @@ pub struct Settings {
     pub plugin_path: Vec<PathBuf>,
     /// STATE_PATH.
     pub state_path: PathBuf,
-    /// CLUSTER_SERVER_LIST.
-    pub cluster: Vec<ClusterNode>,
-    /// `[cluster] node`, or the machine's name.
-    pub node: String,
+    /// `[cluster]` and CLUSTER_SERVER_LIST.
+    pub cluster: ClusterSettings,
     /// `[server]`.
     pub limits: Limits,
     /// `[server] http_address`: where the server itself answers over HTTP; None: nowhere.
@@ -125,17 +125,6 @@ impl std::fmt::Display for ServicePath {
         write!(f, "{}/{}", self.library, self.kind)?;
         self.instance.iter().try_for_each(|instance| write!(f, "@{instance}"))
     }
-}
-
-/// One entry of CLUSTER_SERVER_LIST.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClusterNode {
-    /// The node's name.
-    pub hostname: String,
-    /// Where it listens.
-    pub address: String,
-    /// Its port.
-    pub port: u16,
 }
 
 /// `[server]`: the waits and sizes of the core.
@@ -204,10 +193,9 @@ impl Settings {
         let settings = Self {
             log_level: reader.log_level(),
             plugin_path: reader.plugin_path(),
-            cluster: reader.cluster_nodes(),
+            cluster: reader.cluster(),
             limits: reader.limits(),
             http_address: reader.http_address(),
-            node: reader.node_name(),
             file: file.to_path_buf(),
             lock_file,
             log_path,

@@ -5,11 +5,10 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::cluster::CLUSTER_KEYS;
 use super::fault::nearest;
 use super::tree::{Node, Table, Written};
-use super::{
-    ClusterNode, Fault, Faults, Limits, OWN, SERVER_KEYS, ServicePath, Settings, WELL_KNOWN, is_alias, plugin,
-};
+use super::{Fault, Faults, Limits, OWN, SERVER_KEYS, ServicePath, Settings, WELL_KNOWN, is_alias, plugin};
 use crate::log_file::MOST_LOG_FILES;
 
 /// A log file larger than this is none that anybody reads, in bytes.
@@ -20,8 +19,8 @@ pub struct Reader {
     file: PathBuf,
     table: Table,
     server: Table,
-    cluster: Table,
-    faults: Vec<Fault>,
+    pub(super) cluster: Table,
+    pub(super) faults: Vec<Fault>,
 }
 
 impl Reader {
@@ -56,7 +55,12 @@ impl Reader {
         }
     }
 
-    fn list(&mut self, key: &str) -> Option<(usize, Vec<Node>)> {
+    /// Where a key of the top level stands; 0: nowhere.
+    pub(super) fn line_of(&self, key: &str) -> usize {
+        self.table.get(key).map_or(0, |node| node.line)
+    }
+
+    pub(super) fn list(&mut self, key: &str) -> Option<(usize, Vec<Node>)> {
         let node = self.table.remove(key)?;
         match node.value {
             Written::List(list) => Some((node.line, list)),
@@ -152,27 +156,6 @@ impl Reader {
         seen.into_iter().unzip()
     }
 
-    pub fn cluster_nodes(&mut self) -> Vec<ClusterNode> {
-        let mut nodes = Vec::new();
-        for node in self.list("CLUSTER_SERVER_LIST").map(|(_, list)| list).unwrap_or_default() {
-            match cluster_node(&node) {
-                Ok(entry) => nodes.push(entry),
-                Err(fault) => self.faults.push(fault),
-            }
-        }
-        nodes
-    }
-
-    pub fn node_name(&mut self) -> String {
-        match self.cluster.remove("node") {
-            Some(Node { value: Written::Text(name), .. }) => return name,
-            Some(node) => self.faults.push(Fault::wrong_type(node.line, "node", "a text", &node)),
-            None => {}
-        }
-        let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        if hostname.trim().is_empty() { "localhost".into() } else { hostname.trim().into() }
-    }
-
     pub fn limits(&mut self) -> Limits {
         let default = Limits::default();
         let mut server = std::mem::take(&mut self.server);
@@ -260,7 +243,7 @@ impl Reader {
     /// Checks what is left over; answers what belongs to plugins.
     pub fn finish(mut self, settings: &Settings) -> Result<Table, Faults> {
         for (table, left, known) in
-            [("server", &self.server, SERVER_KEYS), ("cluster", &self.cluster, &["node"][..])]
+            [("server", &self.server, SERVER_KEYS), ("cluster", &self.cluster, CLUSTER_KEYS)]
         {
             for (key, node) in left {
                 self.faults.push(Fault::unknown(
@@ -291,20 +274,4 @@ impl Reader {
         }
         if self.faults.is_empty() { Ok(self.table) } else { Err(Faults::new(&self.file, self.faults)) }
     }
-}
-
-fn cluster_node(node: &Node) -> Result<ClusterNode, Fault> {
-    let form =
-        "an entry of CLUSTER_SERVER_LIST is { hostname = \"a\", address = \"10.0.0.1\", port = 22631 }";
-    let fault = || Fault { line: node.line, text: form.into(), hint: None };
-    let Written::Table(table) = &node.value else { return Err(fault()) };
-    let text = |key: &str| match table.get(key).map(|node| &node.value) {
-        Some(Written::Text(text)) => Ok(text.clone()),
-        _ => Err(fault()),
-    };
-    let port = match table.get("port").map(|node| &node.value) {
-        Some(Written::Integer(port)) => u16::try_from(*port).map_err(|_| fault())?,
-        _ => return Err(fault()),
-    };
-    Ok(ClusterNode { hostname: text("hostname")?, address: text("address")?, port })
 }

@@ -62,14 +62,20 @@ impl Checker {
             News::Said(said) => self.event(receiver, said),
             News::Change(Change::Up(name)) => {
                 let other = (number(name), node.boot_of(name));
-                assert!(self.up.entry(receiver).or_default().insert(other.0), "{receiver:?}: {name} came up twice");
+                assert!(
+                    self.up.entry(receiver).or_default().insert(other.0),
+                    "{receiver:?}: {name} came up twice"
+                );
                 // From now on the other is owed what this one says.
                 let heard = self.heard.entry((other, receiver)).or_default();
                 heard.owed_after.get_or_insert(node.said());
             }
             News::Change(Change::Down(node)) => {
                 let node = number(node);
-                assert!(self.up.entry(receiver).or_default().remove(&node), "{receiver:?}: {node} went down twice");
+                assert!(
+                    self.up.entry(receiver).or_default().remove(&node),
+                    "{receiver:?}: {node} went down twice"
+                );
             }
             News::Change(Change::Gap { node, boot, from, to }) => {
                 self.gaps += 1;
@@ -106,10 +112,16 @@ impl Checker {
         if let Some(last) = heard.last {
             assert!(seq > last, "{receiver:?} hears {sender:?}: {seq} after {last}: twice, or out of order");
             let lost = (last + 1..seq).find(|seq| is_for(log, *seq, receiver.0));
-            assert_eq!(lost, None, "{receiver:?} hears {sender:?}: {seq} after {last}, and no word of what is between");
+            assert_eq!(
+                lost, None,
+                "{receiver:?} hears {sender:?}: {seq} after {last}, and no word of what is between"
+            );
         } else if let Some(owed_after) = heard.owed_after {
             let lost = (owed_after + 1..seq).find(|seq| is_for(log, *seq, receiver.0));
-            assert_eq!(lost, None, "{receiver:?} hears {sender:?} from {seq} on, and was owed all after {owed_after}");
+            assert_eq!(
+                lost, None,
+                "{receiver:?} hears {sender:?} from {seq} on, and was owed all after {owed_after}"
+            );
         }
         heard.last = Some(seq);
         heard.events += 1;
@@ -125,7 +137,8 @@ impl Checker {
                 let had = heard.and_then(|heard| heard.last).unwrap_or(owed_after);
                 let empty = Vec::new();
                 let log = self.said.get(sender).unwrap_or(&empty);
-                let lost = (had.max(owed_after) + 1..=log.len() as u64).find(|seq| is_for(log, *seq, receiver.0));
+                let lost =
+                    (had.max(owed_after) + 1..=log.len() as u64).find(|seq| is_for(log, *seq, receiver.0));
                 assert_eq!(
                     lost,
                     None,

@@ -31,19 +31,49 @@ type PipeId = u64;
 
 #[derive(Debug)]
 enum Event {
-    Tick { machine: usize, boot: u64 },
-    Datagram { from: usize, to: usize, bytes: Vec<u8> },
+    Tick {
+        machine: usize,
+        boot: u64,
+    },
+    Datagram {
+        from: usize,
+        to: usize,
+        bytes: Vec<u8>,
+    },
     /// A connection arrives at whoever listens.
-    Connect { pipe: PipeId, to: usize },
+    Connect {
+        pipe: PipeId,
+        to: usize,
+    },
     /// The maker learns that it stands.
-    Connected { pipe: PipeId, machine: usize, boot: u64, conn: Conn },
+    Connected {
+        pipe: PipeId,
+        machine: usize,
+        boot: u64,
+        conn: Conn,
+    },
     /// Nobody answered.
-    Refused { machine: usize, boot: u64, conn: Conn },
-    Bytes { pipe: PipeId, to: usize, bytes: Vec<u8> },
+    Refused {
+        machine: usize,
+        boot: u64,
+        conn: Conn,
+    },
+    Bytes {
+        pipe: PipeId,
+        to: usize,
+        bytes: Vec<u8>,
+    },
     /// One end learns that the other is gone.
-    Closed { pipe: PipeId, to: usize },
+    Closed {
+        pipe: PipeId,
+        to: usize,
+    },
     /// A machine says something.
-    Say { machine: usize, boot: u64, since: Option<Instant> },
+    Say {
+        machine: usize,
+        boot: u64,
+        since: Option<Instant>,
+    },
     Fault,
     Resume(usize),
     Wake(usize),
@@ -196,7 +226,10 @@ impl World {
         self.checker.end(&lives, self.now);
         assert!(self.checker.events > 0, "a history without events shows nothing");
         let Checker { events, gaps, evictions, .. } = &self.checker;
-        eprintln!("{} nodes, {events} events handed on, {gaps} gaps, {evictions} evictions", self.machines.len());
+        eprintln!(
+            "{} nodes, {events} events handed on, {gaps} gaps, {evictions} evictions",
+            self.machines.len()
+        );
     }
 
     fn reaches(&self, one: usize, other: usize) -> bool {
@@ -363,7 +396,9 @@ impl World {
     }
 
     fn connect(&mut self, pipe: PipeId, to: usize) {
-        let Some(End { machine, boot, conn, .. }) = self.pipes.get(&pipe).map(|pipe| &pipe.ends[0]) else { return };
+        let Some(End { machine, boot, conn, .. }) = self.pipes.get(&pipe).map(|pipe| &pipe.ends[0]) else {
+            return;
+        };
         let (machine, boot, conn) = (*machine, *boot, *conn);
         if !self.reaches(machine, to) {
             self.pipes.remove(&pipe);
@@ -525,7 +560,10 @@ impl World {
         for to in 0..2 {
             let Some(pipe) = self.pipes.get_mut(&id) else { return };
             let (from, machine) = (pipe.ends[1 - to].machine, pipe.ends[to].machine);
-            if self.machines[machine].is_paused || self.machines[machine].is_slow || !self.reaches(from, machine) {
+            if self.machines[machine].is_paused
+                || self.machines[machine].is_slow
+                || !self.reaches(from, machine)
+            {
                 continue;
             }
             let Some(pipe) = self.pipes.get_mut(&id) else { return };

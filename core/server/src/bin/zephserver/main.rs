@@ -2,6 +2,7 @@
 
 mod log_files;
 mod logs;
+mod nodes;
 mod past;
 mod show;
 mod table;
@@ -16,9 +17,9 @@ use zephserver::{Error, Settings, exit};
 
 /// Ask a running server, check settings, or print the log.
 ///
-/// VERB is `check`, `logs [-f] [-n LINES] [NAME]`, or one of the running server's own: status, services,
-/// plugins, history, why, start, disable, restart, reload, rollback, apply, call, version, stop, and what its
-/// plugins declare; `zephserver help` lists them all.
+/// VERB is `check`, `logs [-f] [-n LINES] [NAME]`, `cluster key [FILE]`, or one of the running server's own: status,
+/// services, plugins, history, why, start, disable, restart, reload, rollback, apply, call, cluster, say, events,
+/// version, stop, and what its plugins declare; `zephserver help` lists them all.
 #[derive(Parser)]
 #[command(version, disable_help_subcommand = true)]
 struct Arguments {
@@ -40,6 +41,12 @@ fn main() -> ExitCode {
     take_options(&mut arguments);
     let code = match arguments.verb.as_str() {
         "check" => check(&arguments),
+        "cluster" if arguments.words.first().is_some_and(|word| word == "key") => {
+            nodes::key(&arguments.words[1..])
+        }
+        "events" if arguments.words.iter().any(|word| word == "--follow" || word == "-f") => {
+            with_settings(&arguments, |settings| nodes::follow(settings, &arguments))
+        }
         "logs" => with_settings(&arguments, |settings| logs::print(settings, &arguments.words)),
         _ => with_settings(&arguments, |settings| command(&arguments, settings)),
     };
@@ -95,13 +102,15 @@ fn command(arguments: &Arguments, settings: &Settings) -> u8 {
     }
     match ask(&settings.control_socket, &line) {
         Ok(answer) => say(arguments, &answer),
-        Err(error) => {
-            show::error(&error.to_string());
-            match error {
-                ClientError::NoAnswer { .. } => exit::FAILED,
-                _ => exit::UNREACHABLE,
-            }
-        }
+        Err(error) => unanswered(&error),
+    }
+}
+
+fn unanswered(error: &ClientError) -> u8 {
+    show::error(&error.to_string());
+    match error {
+        ClientError::NoAnswer { .. } => exit::FAILED,
+        _ => exit::UNREACHABLE,
     }
 }
 

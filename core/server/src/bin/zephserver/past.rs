@@ -88,7 +88,7 @@ fn until(milliseconds: u64) -> Duration {
 }
 
 /// `2026-11-21 12:05:40`, in UTC.
-fn moment(milliseconds: &Value) -> String {
+pub fn moment(milliseconds: &Value) -> String {
     let Some(at) = milliseconds.as_u64().filter(|at| *at < NO_DATE) else { return "-".into() };
     let at = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(at));
     at.to_string().replace('T', " ").replace('Z', "")

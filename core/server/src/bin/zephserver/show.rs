@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use crate::{past, table};
+use crate::{nodes, past, table};
 
 /// Prints lines; whoever closed the pipe wants no more.
 pub fn line(text: &str) {
@@ -34,6 +34,9 @@ pub fn answer(verb: &str, answer: &Value) {
         "history" => past::history(answer),
         "why" => past::why(answer),
         "help" => help(answer),
+        "cluster" => nodes::cluster(answer),
+        "events" => nodes::events(answer),
+        "say" => line(&format!("{}: said to {} nodes", text(&answer["event"]), answer["nodes"])),
         "reload" => reload(answer),
         "rollback" if answer.is_array() => builds(answer),
         "rollback" => {
@@ -75,14 +78,14 @@ pub fn text(value: &Value) -> String {
     }
 }
 
-fn print(head: &[&str], rows: &[Vec<String>]) {
+pub fn print(head: &[&str], rows: &[Vec<String>]) {
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| row.iter().map(|cell| visible(cell)).collect()).collect();
     table::lines(head, &rows, table::width()).iter().for_each(|row| line(row));
 }
 
 /// Names and texts may come from clients: what would move the cursor, or do worse, is shown and not obeyed.
-fn visible(text: &str) -> String {
+pub fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for letter in text.chars() {
         match letter.is_control() {

@@ -1,0 +1,376 @@
+//! Runs a [`Node`] on sockets: a runtime of its own for connections and datagrams, and one thread for handlers.
+//! What is decided, the node decides, under one lock that nobody waits with.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+
+use super::datagram::{Opener, Sealer};
+use super::link::Conn;
+use super::node::{Action, Node};
+use super::noise::{self, Reader, Sealed, Writer};
+use crate::hub::Hub;
+use crate::key::Keys;
+use crate::{Error, SAY_TIMEOUT};
+
+/// Connecting and the handshake may take so long.
+const HANDSHAKE: Duration = Duration::from_secs(3);
+/// Handshakes of others under way.
+const STRANGERS: usize = 64;
+/// A reader that waits for its handlers says so often that it is there.
+const STILL_HERE: Duration = Duration::from_millis(500);
+/// The log says of refusals at most so often.
+const REFUSALS: Duration = Duration::from_secs(10);
+/// The largest datagram that is looked at.
+const DATAGRAM: usize = 2048;
+/// Names of seeds are looked up again so often.
+const LOOK_UP: Duration = Duration::from_secs(10);
+
+/// What the tasks and threads of a node share.
+pub struct Shared {
+    node: Mutex<Node>,
+    pub hub: Arc<Hub>,
+    /// Somebody has taken something: there may be room to say more.
+    room: Condvar,
+    /// Threads that wait for room.
+    sayers: AtomicUsize,
+    pub has_left: AtomicBool,
+    lines: Mutex<HashMap<Conn, Line>>,
+    udp: UdpSocket,
+    sealer: Mutex<Sealer>,
+    keys: Keys,
+    handle: Handle,
+    /// When a refusal was last logged, in milliseconds since the start.
+    logged: AtomicU64,
+    start: Instant,
+}
+
+/// A connection, as it is reached from elsewhere.
+struct Line {
+    wake: Arc<Notify>,
+    task: AbortHandle,
+}
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Milliseconds since 1970.
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+impl Shared {
+    pub fn new(
+        node: Node,
+        hub: Arc<Hub>,
+        udp: UdpSocket,
+        sealer: Sealer,
+        keys: Keys,
+        handle: Handle,
+    ) -> Self {
+        Self {
+            node: Mutex::new(node),
+            hub,
+            room: Condvar::new(),
+            sayers: AtomicUsize::new(0),
+            has_left: AtomicBool::new(false),
+            lines: Mutex::default(),
+            udp,
+            sealer: Mutex::new(sealer),
+            keys,
+            handle,
+            logged: AtomicU64::new(0),
+            start: Instant::now(),
+        }
+    }
+
+    /// Lets the node decide something, and does what it wants.
+    pub fn with<T>(self: &Arc<Self>, what: impl FnOnce(&mut Node) -> T) -> T {
+        let mut node = lock(&self.node);
+        let done = what(&mut node);
+        self.settle(node);
+        done
+    }
+
+    /// Under the lock what is handed on keeps its order; the rest needs none.
+    fn settle(self: &Arc<Self>, mut node: MutexGuard<'_, Node>) {
+        let news = node.news();
+        if !news.is_empty() {
+            self.hub.put(news);
+        }
+        let actions = node.actions();
+        drop(node);
+        if self.sayers.load(Ordering::Relaxed) > 0 {
+            self.room.notify_all();
+        }
+        actions.into_iter().for_each(|action| self.act(action));
+    }
+
+    fn act(self: &Arc<Self>, action: Action) {
+        match action {
+            Action::Datagram { to, bytes } => {
+                let sealed = lock(&self.sealer).seal(&bytes, unix_ms());
+                // One that is lost is not missed: that is what membership is made for.
+                let _ = self.udp.try_send_to(&sealed, to);
+            }
+            Action::Dial { conn, to } => {
+                let shared = self.clone();
+                self.line(conn, |wake| shared.dial(conn, to, wake));
+            }
+            Action::Close(conn) => {
+                if let Some(line) = lock(&self.lines).remove(&conn) {
+                    line.task.abort();
+                }
+            }
+            Action::Wake(conn) => {
+                if let Some(line) = lock(&self.lines).get(&conn) {
+                    line.wake.notify_one();
+                }
+            }
+        }
+    }
+
+    /// A task for a connection.
+    fn line<F>(&self, conn: Conn, task: impl FnOnce(Arc<Notify>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let wake = Arc::new(Notify::new());
+        let mut lines = lock(&self.lines);
+        let task = self.handle.spawn(task(wake.clone())).abort_handle();
+        lines.insert(conn, Line { wake, task });
+    }
+
+    /// Says an event, or tells it to one node. Waits for room.
+    pub fn say(self: &Arc<Self>, event: &str, payload: &[u8], to: Option<&str>) -> Result<usize, Error> {
+        let began = Instant::now();
+        let mut node = lock(&self.node);
+        loop {
+            if self.has_left.load(Ordering::Relaxed) {
+                return Err(Error::Closed);
+            }
+            let told = match to {
+                Some(name) => Some(node.up(name).ok_or_else(|| Error::NoSuchNode(name.into()))?),
+                None => None,
+            };
+            let now = Instant::now();
+            let until = match node.say(event, payload, told.as_ref(), now) {
+                Ok(up) => {
+                    self.settle(node);
+                    return Ok(up);
+                }
+                Err(until) => until,
+            };
+            let news = node.news();
+            self.hub.put(news);
+            let last = began + SAY_TIMEOUT + Duration::from_millis(100);
+            if now >= last {
+                return Err(Error::Busy);
+            }
+            self.sayers.fetch_add(1, Ordering::Relaxed);
+            let wait = until.min(last).saturating_duration_since(now).max(Duration::from_millis(1));
+            node = self.room.wait_timeout(node, wait).unwrap_or_else(PoisonError::into_inner).0;
+            self.sayers.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes a connection and serves it.
+    async fn dial(self: Arc<Self>, conn: Conn, to: SocketAddr, wake: Arc<Notify>) {
+        let made = timeout(HANDSHAKE, async {
+            let stream = TcpStream::connect(to).await?;
+            stream.set_nodelay(true)?;
+            noise::dial(stream, &self.keys).await
+        });
+        match made.await {
+            Ok(Ok(sealed)) => {
+                self.with(|node| node.connected(conn, Instant::now()));
+                self.serve(conn, sealed, wake).await;
+            }
+            Ok(Err(error)) => tracing::debug!("cluster: no connection to {to}: {error}"),
+            Err(_) => tracing::debug!("cluster: no connection to {to} in {} s", HANDSHAKE.as_secs()),
+        }
+        self.closed(conn);
+    }
+
+    fn closed(self: &Arc<Self>, conn: Conn) {
+        lock(&self.lines).remove(&conn);
+        self.with(|node| node.closed(conn, Instant::now()));
+    }
+
+    /// Takes connections of others in.
+    pub async fn listen(self: Arc<Self>, listener: TcpListener) {
+        let strangers = Arc::new(Semaphore::new(STRANGERS));
+        loop {
+            let (stream, from) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, most likely.
+                    tracing::warn!("cluster: no connection can be taken in: {error}");
+                    sleep(Duration::from_millis(200)).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = strangers.clone().try_acquire_owned() else {
+                self.refuse(&format!(
+                    "a connection from {from}: {STRANGERS} others have not said who they are yet"
+                ));
+                continue;
+            };
+            let shared = self.clone();
+            tokio::spawn(async move {
+                let sealed = timeout(HANDSHAKE, async {
+                    stream.set_nodelay(true)?;
+                    noise::accept(stream, &shared.keys).await
+                });
+                let sealed = match sealed.await {
+                    Ok(sealed) => sealed,
+                    Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not say who it is")),
+                };
+                drop(permit);
+                match sealed {
+                    Ok(sealed) => shared.accepted(sealed),
+                    Err(error) => shared.refuse(&format!("a connection from {from}: {error}")),
+                }
+            });
+        }
+    }
+
+    fn accepted(self: &Arc<Self>, sealed: Sealed) {
+        let conn = self.with(|node| node.accepted(Instant::now()));
+        let shared = self.clone();
+        self.line(conn, |wake| async move {
+            shared.serve(conn, sealed, wake).await;
+            shared.closed(conn);
+        });
+    }
+
+    async fn serve(self: &Arc<Self>, conn: Conn, sealed: Sealed, wake: Arc<Notify>) {
+        let Sealed { reader, writer } = sealed;
+        let ended = tokio::select! {
+            ended = self.read(conn, reader) => ended,
+            ended = self.write(conn, writer, &wake) => ended,
+        };
+        if let Err(error) = ended {
+            tracing::debug!("cluster: connection {conn} ended: {error}");
+        }
+    }
+
+    async fn read(self: &Arc<Self>, conn: Conn, mut reader: Reader) -> io::Result<()> {
+        loop {
+            let received = self.with(|node| node.received(conn, &mut reader.opened, Instant::now()));
+            if let Err(violation) = received {
+                self.refuse(&violation.to_string());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, violation));
+            }
+            // What is not read is not acked: so whoever says waits for the handlers here.
+            while !self.hub.has_room() {
+                let _ = timeout(STILL_HERE, self.hub.room()).await;
+                self.with(|node| node.still_here(conn, Instant::now()));
+            }
+            reader.more().await?;
+        }
+    }
+
+    async fn write(self: &Arc<Self>, conn: Conn, mut writer: Writer, wake: &Notify) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        loop {
+            bytes.clear();
+            let pulled = lock(&self.node).pull(conn, &mut bytes, Instant::now());
+            match pulled {
+                true => writer.write(&bytes).await?,
+                false => wake.notified().await,
+            }
+        }
+    }
+
+    /// Takes datagrams in.
+    pub async fn hear(self: Arc<Self>, mut opener: Opener) {
+        let mut buffer = [0; DATAGRAM];
+        loop {
+            let (length, from) = match self.udp.recv_from(&mut buffer).await {
+                Ok(received) => received,
+                // What somebody else's machine said of a datagram of ours.
+                Err(_) => {
+                    sleep(Duration::from_millis(1)).await;
+                    continue;
+                }
+            };
+            match opener.open(&buffer[..length], unix_ms()) {
+                Ok(content) => {
+                    if let Err(error) = self.with(|node| node.datagram(&content, Instant::now())) {
+                        self.refuse(&format!("a datagram from {from}: {error}"));
+                    }
+                }
+                Err(refusal) => self.refuse(&format!("from {from}: {refusal}")),
+            }
+        }
+    }
+
+    /// Does what is due, again and again.
+    pub async fn tick(self: Arc<Self>) {
+        loop {
+            let due = self.with(|node| {
+                node.tick(Instant::now());
+                node.due()
+            });
+            tokio::time::sleep_until(due.into()).await;
+        }
+    }
+
+    /// Looks up the names of seeds.
+    pub async fn look_up(self: Arc<Self>, seeds: Vec<String>) {
+        let mut unknown = std::collections::BTreeSet::new();
+        loop {
+            let mut addresses = Vec::new();
+            for seed in &seeds {
+                match tokio::net::lookup_host(seed.as_str()).await {
+                    Ok(found) => {
+                        addresses.extend(found);
+                        unknown.remove(seed);
+                    }
+                    Err(error) if unknown.insert(seed) => {
+                        tracing::warn!("cluster: the seed {seed} cannot be looked up: {error}; tried again");
+                    }
+                    Err(_) => {}
+                }
+            }
+            self.with(|node| node.set_seeds(addresses));
+            sleep(LOOK_UP).await;
+        }
+    }
+
+    fn refuse(self: &Arc<Self>, what: &str) {
+        let count = self.with(Node::refuse);
+        let now = self.start.elapsed().as_millis() as u64 + 1;
+        let logged = self.logged.load(Ordering::Relaxed);
+        let is_due = logged == 0 || now >= logged + REFUSALS.as_millis() as u64;
+        if is_due && self.logged.compare_exchange(logged, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            tracing::warn!("cluster: refused {what} ({count} refused so far)");
+        }
+    }
+
+    /// Lets out what is owed, tells the others, and takes nothing more.
+    pub fn leave(self: &Arc<Self>, patience: Duration) {
+        if self.has_left.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.room.notify_all();
+        self.with(Node::farewell);
+        let end = Instant::now() + patience;
+        while Instant::now() < end && !self.with(|node| node.is_alone()) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.with(|node| node.leave(Instant::now()));
+        self.hub.end();
+    }
+}
