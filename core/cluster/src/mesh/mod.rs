@@ -16,6 +16,8 @@ mod profile;
 
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::SocketAddr;

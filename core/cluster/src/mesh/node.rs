@@ -464,8 +464,7 @@ impl Node {
             {
                 wake(&mut self.lines, &mut self.actions, conn);
             }
-            let is_forgotten = peer.down_since.is_some_and(|since| now >= since + REMEMBERED);
-            peer.outlet.is_evicted |= is_forgotten;
+            peer.is_given_up = peer.down_since.is_some_and(|since| now >= since + REMEMBERED);
         }
         self.trim();
         self.dial(now);
@@ -532,6 +531,7 @@ impl Node {
             Some(peer) if identity.boot < peer.identity.boot => return,
             Some(peer) if identity.boot == peer.identity.boot => {
                 let was_down = peer.down_since.take().is_some();
+                peer.is_given_up = false;
                 peer.identity = identity;
                 peer.outlet.hurry(now);
                 if was_down {
@@ -625,7 +625,7 @@ impl Node {
 
     /// As people see it.
     pub fn status(&self, now: Instant) -> Status {
-        let is_listed = |peer: &&Peer| peer.down_since.is_none_or(|since| now < since + REMEMBERED);
+        let is_listed = |peer: &&Peer| !peer.is_given_up;
         Status {
             engine: "mesh",
             node: self.name.to_string(),

@@ -15,6 +15,8 @@ pub struct Peer {
     pub identity: Identity,
     /// None: it is up.
     pub down_since: Option<Instant>,
+    /// It is down for so long that nothing is kept for it any more.
+    pub is_given_up: bool,
     pub outlet: Outlet,
     /// None: it has never greeted.
     pub inlet: Option<Inlet>,
@@ -26,21 +28,22 @@ impl Peer {
     /// A node that was just seen; it is to have everything after `head`.
     pub fn new(identity: Identity, head: u64, now: Instant) -> Self {
         let name = identity.node.as_ref().into();
-        Self { name, identity, down_since: None, outlet: Outlet::new(head, now), inlet: None, heard: None }
+        let outlet = Outlet::new(head, now);
+        Self { name, identity, down_since: None, is_given_up: false, outlet, inlet: None, heard: None }
     }
 
     pub fn is_up(&self) -> bool {
         self.down_since.is_none()
     }
 
-    /// True where the events that it lacks are kept for it.
+    /// True where the events that it lacks are kept for it, while there is room.
     pub fn holds_log(&self) -> bool {
-        !self.outlet.is_evicted
+        !self.is_given_up
     }
 
-    /// True where `say` waits until it has taken what it lacks.
+    /// True where `say` waits for room until it has taken what it lacks.
     pub fn holds_say(&self) -> bool {
-        self.is_up() && self.holds_log()
+        self.is_up() && !self.outlet.is_evicted
     }
 
     /// As people see it.

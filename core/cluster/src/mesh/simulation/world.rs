@@ -78,7 +78,7 @@ enum Event {
     Resume(usize),
     Wake(usize),
     Boot(usize),
-    Join(BTreeSet<usize>),
+    Join,
 }
 
 struct Machine {
@@ -281,7 +281,7 @@ impl World {
                 self.read_all(machine);
             }
             Event::Boot(machine) => self.boot(machine),
-            Event::Join(_) => {
+            Event::Join => {
                 self.parted.clear();
                 self.flush();
             }
@@ -655,7 +655,7 @@ impl World {
                 }
             }
         }
-        self.after(long, Event::Join(side));
+        self.after(long, Event::Join);
     }
 }
 
