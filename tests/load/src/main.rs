@@ -17,6 +17,7 @@ mod pipe;
 mod raw;
 mod usage;
 
+mod cluster;
 mod crowd;
 mod history;
 mod pace;
@@ -61,6 +62,11 @@ enum Verb {
     Websocket(Options),
     /// How long peers wait while a service is replaced, and what stays of it
     Reload(reload::Options),
+    /// Five nodes that say events to one another, beside NATS
+    Cluster(cluster::Options),
+    /// A node of `cluster`
+    #[command(hide = true)]
+    ClusterNode(cluster::NodeOptions),
     /// Reload everything in turn for a long time, while peers talk
     Soak(soak::Options),
     /// A raw peer that echoes bytes
@@ -105,13 +111,15 @@ fn main() -> ExitCode {
     let done = match Words::parse().verb {
         Verb::Websocket(options) => return websocket(&options),
         Verb::Reload(options) => return reload::bench(&options),
+        Verb::Cluster(options) => return cluster::bench(&options),
+        Verb::ClusterNode(options) => cluster::run_node(&options),
         Verb::Soak(options) => return soak::soak(&options),
         Verb::RawEcho { connections } => raw::listen(Work::Echo, connections),
         Verb::RawSend { connections } => raw::listen(Work::Send, connections),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed("raw peer", &*error),
+        Err(error) => failed("raw peer or node", &*error),
     }
 }
 

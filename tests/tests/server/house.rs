@@ -16,7 +16,7 @@ fn allowed(name: &str) -> &'static [&'static str] {
         "zephserver-plugin" => &["zeph-abi", "zeph-contract"],
         "zephserver" => &["zeph-abi", "zeph-cluster", "zeph-contract"],
         "zephserver-testkit" => &["zephserver", "zephserver-plugin", "zeph-contract"],
-        "zephserver-load" => &["zephserver-testkit"],
+        "zephserver-load" => &["zephserver-testkit", "zeph-cluster"],
         "zephserver-tests" => &["zephserver", "zephserver-testkit", "zeph-contract"],
         _ => &["zephserver-plugin", "zeph-edge", "zeph-contract"],
     }

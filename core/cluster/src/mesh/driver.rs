@@ -22,6 +22,8 @@ use crate::hub::Hub;
 use crate::key::Keys;
 use crate::{Error, SAY_TIMEOUT};
 
+/// Connections that whoever says writes to himself, at most.
+const DIRECT: usize = 4;
 /// Connecting and the handshake may take so long.
 const HANDSHAKE: Duration = Duration::from_secs(3);
 /// Handshakes of others under way.
@@ -58,6 +60,18 @@ pub struct Shared {
 struct Line {
     wake: Arc<Notify>,
     task: AbortHandle,
+    /// Once it is sealed.
+    writer: Option<Arc<Writer>>,
+}
+
+/// How far a connection has come.
+enum Written {
+    /// Nothing is left.
+    All,
+    /// There may be more.
+    Some,
+    /// There is more, and the socket takes none of it now.
+    Full,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -102,18 +116,43 @@ impl Shared {
         done
     }
 
-    /// Under the lock what is handed on keeps its order; the rest needs none.
     fn settle(self: &Arc<Self>, mut node: MutexGuard<'_, Node>) {
+        let wanted = self.hand_on(&mut node);
+        drop(node);
+        wanted.into_iter().for_each(|action| self.act(action));
+    }
+
+    /// Hands on what there is, under the lock: so it keeps its order. What else the node wants needs none.
+    fn hand_on(&self, node: &mut Node) -> Vec<Action> {
         let news = node.news();
         if !news.is_empty() {
             self.hub.put(news);
         }
-        let actions = node.actions();
-        drop(node);
         if self.sayers.load(Ordering::Relaxed) > 0 {
             self.room.notify_all();
         }
-        actions.into_iter().for_each(|action| self.act(action));
+        node.actions()
+    }
+
+    /// Whoever says writes to connections at rest himself, where they are few: to wake somebody who does it takes
+    /// longer than the writing. False: somebody has to be woken.
+    fn write_here(&self, action: &Action) -> bool {
+        let Action::Wake(conn) = action else { return false };
+        let writer = lock(&self.lines).get(conn).and_then(|line| line.writer.clone());
+        let Some(writer) = writer else { return false };
+        let Some(mut sealing) = writer.try_lock() else { return false };
+        let mut bytes = Vec::new();
+        while sealing.is_empty() {
+            bytes.clear();
+            if !lock(&self.node).pull(*conn, &mut bytes, Instant::now()) {
+                return true;
+            }
+            // What fails here fails again in the connection's own task.
+            if sealing.seal(&bytes).is_err() || writer.try_flush(&mut sealing).is_err() {
+                return false;
+            }
+        }
+        false
     }
 
     fn act(self: &Arc<Self>, action: Action) {
@@ -148,7 +187,7 @@ impl Shared {
         let wake = Arc::new(Notify::new());
         let mut lines = lock(&self.lines);
         let task = self.handle.spawn(task(wake.clone())).abort_handle();
-        lines.insert(conn, Line { wake, task });
+        lines.insert(conn, Line { wake, task, writer: None });
     }
 
     /// Says an event, or tells it to one node. Waits for room.
@@ -166,13 +205,19 @@ impl Shared {
             let now = Instant::now();
             let until = match node.say(event, payload, told.as_ref(), now) {
                 Ok(up) => {
-                    self.settle(node);
+                    let wanted = self.hand_on(&mut node);
+                    drop(node);
+                    let are_few = wanted.len() <= DIRECT;
+                    for action in wanted {
+                        if !(are_few && self.write_here(&action)) {
+                            self.act(action);
+                        }
+                    }
                     return Ok(up);
                 }
                 Err(until) => until,
             };
-            let news = node.news();
-            self.hub.put(news);
+            self.hub.put(node.news());
             let last = began + SAY_TIMEOUT + Duration::from_millis(100);
             if now >= last {
                 return Err(Error::Busy);
@@ -256,9 +301,12 @@ impl Shared {
 
     async fn serve(self: &Arc<Self>, conn: Conn, sealed: Sealed, wake: Arc<Notify>) {
         let Sealed { reader, writer } = sealed;
+        if let Some(line) = lock(&self.lines).get_mut(&conn) {
+            line.writer = Some(writer.clone());
+        }
         let ended = tokio::select! {
             ended = self.read(conn, reader) => ended,
-            ended = self.write(conn, writer, &wake) => ended,
+            ended = self.write(conn, &writer, &wake) => ended,
         };
         if let Err(error) = ended {
             tracing::debug!("cluster: connection {conn} ended: {error}");
@@ -281,16 +329,28 @@ impl Shared {
         }
     }
 
-    async fn write(self: &Arc<Self>, conn: Conn, mut writer: Writer, wake: &Notify) -> io::Result<()> {
+    async fn write(self: &Arc<Self>, conn: Conn, writer: &Writer, wake: &Notify) -> io::Result<()> {
         let mut bytes = Vec::new();
         loop {
-            bytes.clear();
-            let pulled = lock(&self.node).pull(conn, &mut bytes, Instant::now());
-            match pulled {
-                true => writer.write(&bytes).await?,
-                false => wake.notified().await,
+            match self.write_some(conn, writer, &mut bytes)? {
+                Written::All => wake.notified().await,
+                Written::Some => tokio::task::yield_now().await,
+                Written::Full => writer.writable().await?,
             }
         }
+    }
+
+    /// One piece after what is not out yet.
+    fn write_some(&self, conn: Conn, writer: &Writer, bytes: &mut Vec<u8>) -> io::Result<Written> {
+        let mut sealing = writer.lock();
+        if sealing.is_empty() {
+            bytes.clear();
+            if !lock(&self.node).pull(conn, bytes, Instant::now()) {
+                return Ok(Written::All);
+            }
+            sealing.seal(bytes)?;
+        }
+        Ok(if writer.try_flush(&mut sealing)? { Written::Some } else { Written::Full })
     }
 
     /// Takes datagrams in.

@@ -17,6 +17,8 @@ use super::log::Log;
 
 /// The first wait before a connection is tried again, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// An ack for so many bytes does not wait for the next round.
+const MUCH: usize = 16 * 1024;
 /// An event goes out in one piece with others while there are fewer bytes than this.
 pub const PIECE: usize = 64 * 1024;
 
@@ -259,7 +261,9 @@ pub struct Inlet {
     last: u64,
     /// The connection that it comes on.
     pub conn: Option<Conn>,
-    pub owes_ack: bool,
+    owes_ack: bool,
+    /// Bytes that came since the last ack.
+    unacked: usize,
     /// For people.
     pub events: u64,
     pub gaps: u64,
@@ -278,7 +282,7 @@ pub enum Taken {
 impl Inlet {
     /// From a node of which this one is to have everything after `has`.
     pub fn new(has: u64) -> Self {
-        Self { last: has, conn: None, owes_ack: false, events: 0, gaps: 0, duplicates: 0 }
+        Self { last: has, conn: None, owes_ack: false, unacked: 0, events: 0, gaps: 0, duplicates: 0 }
     }
 
     /// The last event that was handed on.
@@ -286,8 +290,25 @@ impl Inlet {
         self.last
     }
 
+    /// Bytes came: also a part of a frame is acked, to say that this node is there and takes it.
+    pub fn came(&mut self, bytes: usize) {
+        self.owes_ack = true;
+        self.unacked += bytes;
+    }
+
+    /// True where so much came that the ack is not to wait.
+    pub fn owes_much(&self) -> bool {
+        self.unacked >= MUCH
+    }
+
+    /// The connection on which an ack is owed.
+    pub fn owes_ack_on(&self) -> Option<Conn> {
+        self.conn.filter(|_| self.owes_ack)
+    }
+
     /// Takes the wish for an ack: the last event that was handed on.
     pub fn take_ack(&mut self) -> Option<u64> {
+        self.unacked = 0;
         std::mem::take(&mut self.owes_ack).then_some(self.last)
     }
 

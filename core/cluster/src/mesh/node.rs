@@ -291,10 +291,9 @@ impl Node {
         let Some(peer) = self.peers.get_mut(name) else { return Ok(()) };
         peer.heard = Some(now);
         let Some(inlet) = peer.inlet.as_mut().filter(|inlet| inlet.conn == Some(conn)) else { return Ok(()) };
-        // Also for a part of a frame: it says that this node is there and takes it.
-        inlet.owes_ack = true;
         let boot = peer.identity.boot;
-        let mut leaves = false;
+        let (mut leaves, mut is_asked) = (false, false);
+        inlet.came(buffer.len());
         while let Some(frame) = frame::take(buffer)? {
             match frame {
                 Frame::Event { seq, event, payload } => {
@@ -310,12 +309,15 @@ impl Node {
                         self.news.push(News::Change(Change::Gap { node, boot, from, to }));
                     }
                 }
-                Frame::Ping => {}
+                Frame::Ping => is_asked = true,
                 Frame::Bye => leaves = true,
                 Frame::Hello(_) | Frame::Ack(_) => return Err(Violation::OutOfPlace("from whoever says")),
             }
         }
-        wake(&mut self.lines, &mut self.actions, conn);
+        // A little is acked by the next round: so that an ack for it holds up nothing.
+        if is_asked || inlet.owes_much() {
+            wake(&mut self.lines, &mut self.actions, conn);
+        }
         if leaves {
             let identity = peer.identity.clone();
             self.members.farewell(identity, now);
@@ -359,7 +361,7 @@ impl Node {
             }
             peer.heard = Some(now);
             let inlet = peer.inlet.get_or_insert_with(|| Inlet::new(hello.has));
-            inlet.owes_ack = true;
+            inlet.came(0);
             let before = inlet.conn.replace(conn);
             let name = peer.name.clone();
             if let Some(line) = self.lines.get_mut(&conn) {
@@ -402,7 +404,7 @@ impl Node {
     pub fn still_here(&mut self, conn: Conn, now: Instant) {
         let Some(Line { end: End::Inlet(name), .. }) = self.lines.get(&conn) else { return };
         if let Some(inlet) = self.peers.get_mut(name).and_then(|peer| peer.inlet.as_mut()) {
-            inlet.owes_ack = true;
+            inlet.came(0);
         }
         if let Some(line) = self.lines.get_mut(&conn) {
             line.heard = now;
@@ -459,6 +461,9 @@ impl Node {
             self.closed(conn, now);
         }
         for peer in self.peers.values_mut() {
+            if let Some(conn) = peer.inlet.as_ref().and_then(Inlet::owes_ack_on) {
+                wake(&mut self.lines, &mut self.actions, conn);
+            }
             if peer.outlet.ping(ping, now)
                 && let Some(conn) = peer.outlet.conn()
             {

@@ -12,7 +12,7 @@
 //! until the first sealed bytes have opened.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use bytes::{Buf, BytesMut};
 use snow::{Builder, HandshakeState, StatelessTransportState};
@@ -46,7 +46,7 @@ fn broken(_: snow::Error) -> io::Error {
 /// Both halves of a sealed connection.
 pub struct Sealed {
     pub reader: Reader,
-    pub writer: Writer,
+    pub writer: Arc<Writer>,
 }
 
 /// Opens what comes.
@@ -59,12 +59,19 @@ pub struct Reader {
     pub opened: BytesMut,
 }
 
-/// Seals what goes.
+/// Seals what goes, from any thread: whoever has the lock writes, and waits for nothing with it.
 pub struct Writer {
     stream: OwnedWriteHalf,
+    sealing: Mutex<Sealing>,
+}
+
+/// The order of what goes.
+pub struct Sealing {
     seal: Arc<StatelessTransportState>,
     nonce: u64,
     wire: Vec<u8>,
+    /// So much of it is out.
+    out: usize,
 }
 
 fn state(secret: &[u8; 32]) -> Result<Builder<'_>, snow::Error> {
@@ -118,7 +125,8 @@ fn sealed(stream: TcpStream, state: HandshakeState) -> io::Result<Sealed> {
     let (read, write) = stream.into_split();
     let wire = BytesMut::with_capacity(READ);
     let reader = Reader { stream: read, seal: seal.clone(), nonce: 0, wire, opened: BytesMut::new() };
-    Ok(Sealed { reader, writer: Writer { stream: write, seal, nonce: 0, wire: Vec::new() } })
+    let sealing = Mutex::new(Sealing { seal, nonce: 0, wire: Vec::new(), out: 0 });
+    Ok(Sealed { reader, writer: Arc::new(Writer { stream: write, sealing }) })
 }
 
 impl Reader {
@@ -155,9 +163,58 @@ impl Reader {
 }
 
 impl Writer {
+    /// The right to write; None: somebody else has it.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, Sealing>> {
+        match self.sealing.try_lock() {
+            Ok(sealing) => Some(sealing),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// The same, when others are done.
+    pub fn lock(&self) -> MutexGuard<'_, Sealing> {
+        self.sealing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what is sealed. False: the socket takes no more now.
+    pub fn try_flush(&self, sealing: &mut Sealing) -> io::Result<bool> {
+        while sealing.out < sealing.wire.len() {
+            match self.stream.try_write(&sealing.wire[sealing.out..]) {
+                Ok(written) => sealing.out += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        sealing.wire.clear();
+        sealing.out = 0;
+        Ok(true)
+    }
+
+    /// Waits until the socket takes more.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.stream.writable().await
+    }
+
     /// Seals and writes all of it.
-    pub async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.wire.clear();
+    #[cfg(test)]
+    pub async fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        self.lock().seal(bytes)?;
+        while !self.try_flush(&mut self.lock())? {
+            self.writable().await?;
+        }
+        Ok(())
+    }
+}
+
+impl Sealing {
+    /// True where everything sealed is out.
+    pub fn is_empty(&self) -> bool {
+        self.wire.is_empty()
+    }
+
+    /// Seals bytes behind what is not out yet.
+    pub fn seal(&mut self, bytes: &[u8]) -> io::Result<()> {
         for piece in bytes.chunks(MESSAGE - TAG) {
             let before = self.wire.len();
             let length = piece.len() + TAG;
@@ -167,6 +224,6 @@ impl Writer {
             sealed.map_err(broken)?;
             self.nonce += 1;
         }
-        self.stream.write_all(&self.wire).await
+        Ok(())
     }
 }

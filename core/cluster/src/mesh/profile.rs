@@ -32,7 +32,7 @@ impl Profile {
     pub const LAN: Self = Self {
         probe: Duration::from_millis(1000),
         answer: Duration::from_millis(500),
-        suspicion: Duration::from_millis(4000),
+        suspicion: Duration::from_millis(3500),
         announce: Duration::from_millis(3000),
         ping: Duration::from_millis(2000),
         silence: Duration::from_millis(6000),

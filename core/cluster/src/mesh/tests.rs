@@ -18,7 +18,11 @@ fn here() -> SocketAddr {
 
 fn keys(text: &str) -> Keys {
     let file = std::env::temp_dir().join(format!("zephserver-mesh-{}-{}", std::process::id(), text.len()));
-    let name = format!("{}-{:x}", file.display(), text.bytes().fold(7u64, |sum, b| sum.wrapping_mul(31) + u64::from(b)));
+    let name = format!(
+        "{}-{:x}",
+        file.display(),
+        text.bytes().fold(7u64, |sum, b| sum.wrapping_mul(31) + u64::from(b))
+    );
     let file = std::path::PathBuf::from(name);
     std::fs::write(&file, text).unwrap();
     std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
@@ -33,7 +37,8 @@ fn key(letter: &str) -> String {
 
 fn node(name: &str, seeds: &[&Mesh], keys: Option<Keys>) -> Mesh {
     let seeds = seeds.iter().map(|seed| address(seed).to_string()).collect();
-    Mesh::start(MeshOptions { node: name.into(), listen: here(), seeds, keys, profile: Profile::FAST }).unwrap()
+    Mesh::start(MeshOptions { node: name.into(), listen: here(), seeds, keys, profile: Profile::FAST })
+        .unwrap()
 }
 
 fn address(mesh: &Mesh) -> SocketAddr {
@@ -98,7 +103,13 @@ fn strangers_are_refused_and_do_no_harm() {
     b = node("b", &[&a], Some(keys(&key("1"))));
     meet(&a, &b);
     let before = a.status().refused;
-    for bytes in [&[0xff; 48][..], &[0; 65_536], b"GET / HTTP/1.1\r\n\r\n", &[a_key_id(), 0xff, 0xff], &[a_key_id(), 48, 0]] {
+    for bytes in [
+        &[0xff; 48][..],
+        &[0; 65_536],
+        b"GET / HTTP/1.1\r\n\r\n",
+        &[a_key_id(), 0xff, 0xff],
+        &[a_key_id(), 48, 0],
+    ] {
         let mut stream = StdStream::connect(address(&a)).unwrap();
         let _ = stream.write_all(bytes);
         assert_eq!(ends(&mut stream, Duration::from_secs(5)), 0, "a stranger is told nothing");
@@ -220,7 +231,13 @@ fn many_half_open_connections_keep_nobody_out_for_long() {
 fn beyond_this_machine_nobody_listens_without_a_key() {
     let start = |listen: &str| {
         let listen = listen.parse().unwrap();
-        Mesh::start(MeshOptions { node: "a".into(), listen, seeds: vec![], keys: None, profile: Profile::LAN })
+        Mesh::start(MeshOptions {
+            node: "a".into(),
+            listen,
+            seeds: vec![],
+            keys: None,
+            profile: Profile::LAN,
+        })
     };
     assert!(matches!(start("10.0.0.1:0"), Err(MeshError::NoKey(_))));
     assert!(matches!(start("0.0.0.0:0"), Err(MeshError::Anywhere(_))));
