@@ -5,8 +5,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::mesh::Events;
 use crate::{Change, Handler, Said, Subscription, Watcher};
 
 /// Events that may wait before engines take no more from others.
@@ -15,11 +17,19 @@ const EVENTS: usize = 16_384;
 const BYTES: usize = 16 * 1024 * 1024;
 /// What is taken from the queue at a time.
 const BATCH: usize = 256;
+/// Names of events whose handlers are known without asking.
+const NAMES: usize = 4096;
 
 /// One thing that came in.
 #[derive(Debug)]
 pub enum News {
     Said(Said),
+    /// Some of one node, one right after the other.
+    Events {
+        node: Arc<str>,
+        boot: u64,
+        events: Events,
+    },
     Change(Change),
     /// A watcher that came later is to be told who is up.
     Greet(u64),
@@ -28,11 +38,18 @@ pub enum News {
 #[derive(Default)]
 struct Queue {
     news: VecDeque<News>,
+    events: usize,
     bytes: usize,
     has_ended: bool,
 }
 
 type Numbered<T> = Vec<(u64, T)>;
+
+#[derive(Default)]
+struct Handlers {
+    by_event: HashMap<Box<str>, Numbered<Handler>>,
+    of_all: Numbered<Handler>,
+}
 
 /// The handlers of a node, and what waits for them.
 #[derive(Default)]
@@ -42,8 +59,9 @@ pub struct Hub {
     filled: Condvar,
     /// There is room again.
     room: Notify,
-    by_event: RwLock<HashMap<Box<str>, Numbered<Handler>>>,
-    of_all: RwLock<Numbered<Handler>>,
+    handlers: RwLock<Handlers>,
+    /// Counts changes of the handlers.
+    changes: AtomicU64,
     watchers: RwLock<Numbered<Watcher>>,
     numbers: AtomicU64,
 }
@@ -68,26 +86,35 @@ impl Hub {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Changes who hears what.
+    fn change(&self, change: impl FnOnce(&mut Handlers)) {
+        change(&mut write!(self.handlers));
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
     pub fn subscribe(self: &Arc<Self>, event: &str, handler: Handler) -> Subscription {
         let (number, event) = (self.number(), Box::<str>::from(event));
-        write!(self.by_event).entry(event.clone()).or_default().push((number, handler));
+        self.change(|handlers| handlers.by_event.entry(event.clone()).or_default().push((number, handler)));
         let hub = self.clone();
         Subscription::new(move || {
-            let mut by_event = write!(hub.by_event);
-            if let Some(handlers) = by_event.get_mut(&event) {
-                handlers.retain(|(known, _)| *known != number);
-                if handlers.is_empty() {
-                    by_event.remove(&event);
+            hub.change(|Handlers { by_event, .. }| {
+                if let Some(handlers) = by_event.get_mut(&event) {
+                    handlers.retain(|(known, _)| *known != number);
+                    if handlers.is_empty() {
+                        by_event.remove(&event);
+                    }
                 }
-            }
+            });
         })
     }
 
     pub fn subscribe_all(self: &Arc<Self>, handler: Handler) -> Subscription {
         let number = self.number();
-        write!(self.of_all).push((number, handler));
+        self.change(|handlers| handlers.of_all.push((number, handler)));
         let hub = self.clone();
-        Subscription::new(move || write!(hub.of_all).retain(|(known, _)| *known != number))
+        Subscription::new(move || {
+            hub.change(|handlers| handlers.of_all.retain(|(known, _)| *known != number));
+        })
     }
 
     pub fn watch(self: &Arc<Self>, watcher: Watcher) -> Subscription {
@@ -106,7 +133,9 @@ impl Hub {
         }
         let was_empty = queue.news.is_empty();
         for one in news {
-            queue.bytes += one.size();
+            let (events, bytes) = one.size();
+            queue.events += events;
+            queue.bytes += bytes;
             queue.news.push_back(one);
         }
         if was_empty && !queue.news.is_empty() {
@@ -134,7 +163,7 @@ impl Hub {
 
     /// What waits for handlers.
     pub fn waiting(&self) -> usize {
-        lock(&self.queue).news.len()
+        lock(&self.queue).events
     }
 
     /// Nothing more comes; what waits is thrown away.
@@ -150,10 +179,19 @@ impl Hub {
         // Who is up, as the watchers know it.
         let mut up: Vec<Arc<str>> = Vec::new();
         let mut batch = Vec::with_capacity(BATCH);
+        let mut known = Known::default();
         while self.take(&mut batch) {
             for news in batch.drain(..) {
                 match news {
-                    News::Said(said) => self.hand_on(&said),
+                    News::Said(said) => known.hand_on(self, &said),
+                    News::Events { node, boot, events } => {
+                        let mut said =
+                            Said { node, boot, seq: 0, event: Bytes::new(), payload: Bytes::new() };
+                        events.each(|seq, event, payload| {
+                            (said.seq, said.event, said.payload) = (seq, event, payload);
+                            known.hand_on(self, &said);
+                        });
+                    }
                     News::Change(change) => {
                         match &change {
                             Change::Up(node) => up.push(node.clone()),
@@ -188,21 +226,40 @@ impl Hub {
         let was_full = !queue.has_room();
         let count = queue.news.len().min(BATCH);
         batch.extend(queue.news.drain(..count));
-        queue.bytes -= batch.iter().map(News::size).sum::<usize>();
+        for (events, bytes) in batch.iter().map(News::size) {
+            queue.events -= events;
+            queue.bytes -= bytes;
+        }
         if was_full && queue.has_room() {
             self.room.notify_waiters();
         }
         !queue.has_ended
     }
+}
 
-    fn hand_on(&self, said: &Said) {
-        // A handler may end its own subscription: no lock is held across it.
-        let handlers: smallvec::SmallVec<[Handler; 4]> = {
-            let by_event = read!(self.by_event);
-            let of_event = by_event.get(said.event()).into_iter().flatten();
-            of_event.chain(read!(self.of_all).iter()).map(|(_, handler)| handler.clone()).collect()
-        };
-        handlers.iter().for_each(|handler| call(|| handler(said)));
+/// Who hears what, as the thread that hands on knows it: nobody else is asked while nothing changes.
+#[derive(Default)]
+struct Known {
+    changes: u64,
+    by_event: foldhash::HashMap<Bytes, Arc<[Handler]>>,
+}
+
+impl Known {
+    fn hand_on(&mut self, hub: &Hub, said: &Said) {
+        let changes = hub.changes.load(Ordering::Acquire);
+        if changes != self.changes || self.by_event.len() >= NAMES {
+            *self = Self { changes, ..Self::default() };
+        }
+        if !self.by_event.contains_key(&said.event) {
+            let handlers = read!(hub.handlers);
+            let of_event = handlers.by_event.get(said.event()).into_iter().flatten();
+            let all = of_event.chain(&handlers.of_all).map(|(_, handler)| handler.clone()).collect();
+            // A copy: the name is part of a larger piece.
+            self.by_event.insert(Bytes::copy_from_slice(&said.event), all);
+        }
+        if let Some(handlers) = self.by_event.get(&said.event) {
+            handlers.iter().for_each(|handler| call(|| handler(said)));
+        }
     }
 }
 
@@ -215,15 +272,17 @@ fn call(handler: impl FnOnce()) {
 
 impl Queue {
     fn has_room(&self) -> bool {
-        self.news.len() < EVENTS && self.bytes < BYTES
+        self.events < EVENTS && self.bytes < BYTES
     }
 }
 
 impl News {
-    fn size(&self) -> usize {
+    /// How many events, and bytes of them.
+    fn size(&self) -> (usize, usize) {
         match self {
-            Self::Said(said) => said.payload.len(),
-            Self::Change(_) | Self::Greet(_) => 0,
+            Self::Said(said) => (1, said.payload.len()),
+            Self::Events { events, .. } => (events.count as usize, events.bytes()),
+            Self::Change(_) | Self::Greet(_) => (1, 0),
         }
     }
 }

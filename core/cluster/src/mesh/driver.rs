@@ -24,6 +24,8 @@ use crate::{Error, SAY_TIMEOUT};
 
 /// Connections that whoever says writes to himself, at most.
 const DIRECT: usize = 4;
+/// And only so long after the event before: what comes faster is gathered, and written together.
+const CALM: Duration = Duration::from_micros(300);
 /// Connecting and the handshake may take so long.
 const HANDSHAKE: Duration = Duration::from_secs(3);
 /// Handshakes of others under way.
@@ -51,6 +53,8 @@ pub struct Shared {
     sealer: Mutex<Sealer>,
     keys: Keys,
     handle: Handle,
+    /// When something was last said, in microseconds since the start.
+    said: AtomicU64,
     /// When a refusal was last logged, in milliseconds since the start.
     logged: AtomicU64,
     start: Instant,
@@ -103,6 +107,7 @@ impl Shared {
             sealer: Mutex::new(sealer),
             keys,
             handle,
+            said: AtomicU64::new(0),
             logged: AtomicU64::new(0),
             start: Instant::now(),
         }
@@ -193,6 +198,7 @@ impl Shared {
     /// Says an event, or tells it to one node. Waits for room.
     pub fn say(self: &Arc<Self>, event: &str, payload: &[u8], to: Option<&str>) -> Result<usize, Error> {
         let began = Instant::now();
+        let mut now = began;
         let mut node = lock(&self.node);
         loop {
             if self.has_left.load(Ordering::Relaxed) {
@@ -202,14 +208,16 @@ impl Shared {
                 Some(name) => Some(node.up(name).ok_or_else(|| Error::NoSuchNode(name.into()))?),
                 None => None,
             };
-            let now = Instant::now();
             let until = match node.say(event, payload, told.as_ref(), now) {
                 Ok(up) => {
                     let wanted = self.hand_on(&mut node);
                     drop(node);
-                    let are_few = wanted.len() <= DIRECT;
+                    let since_start = now.duration_since(self.start).as_micros() as u64;
+                    let before = self.said.swap(since_start, Ordering::Relaxed);
+                    let is_calm = since_start >= before + CALM.as_micros() as u64;
+                    let goes_here = is_calm && wanted.len() <= DIRECT;
                     for action in wanted {
-                        if !(are_few && self.write_here(&action)) {
+                        if !(goes_here && self.write_here(&action)) {
                             self.act(action);
                         }
                     }
@@ -225,6 +233,7 @@ impl Shared {
             self.sayers.fetch_add(1, Ordering::Relaxed);
             let wait = until.min(last).saturating_duration_since(now).max(Duration::from_millis(1));
             node = self.room.wait_timeout(node, wait).unwrap_or_else(PoisonError::into_inner).0;
+            now = Instant::now();
             self.sayers.fetch_sub(1, Ordering::Relaxed);
         }
     }

@@ -33,17 +33,61 @@ const BYE: u8 = 7;
 /// Bytes of a frame at most: a largest event, and what stands before it.
 const LONGEST: usize = LARGEST_EVENT + 16;
 const LENGTH: usize = 4;
+/// Where the name of an event begins, after its length.
+const NAME: usize = LENGTH + 1 + 8 + 1;
 
 /// One frame, as it comes in.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame {
     Hello(Hello),
     Ack(u64),
-    Event { seq: u64, event: Bytes, payload: Bytes },
+    Events(Events),
     Skip(u64),
     Gap(u64),
     Ping,
     Bye,
+}
+
+/// Some events, one right after the other, as they came: nothing is taken apart before it is handed on.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Events {
+    /// The number of the first.
+    pub first: u64,
+    pub count: u64,
+    frames: Bytes,
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Events({} from {})", self.count, self.first)
+    }
+}
+
+impl Events {
+    /// Bytes of all of them.
+    pub fn bytes(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Leaves the first ones out.
+    pub fn skip(&mut self, count: u64) {
+        for _ in 0..count.min(self.count) {
+            let length = length(&self.frames).unwrap_or(self.frames.len());
+            self.frames.advance(length);
+            self.first += 1;
+            self.count -= 1;
+        }
+    }
+
+    /// Number, name and payload of each.
+    pub fn each(&self, mut with: impl FnMut(u64, Bytes, Bytes)) {
+        let (mut at, mut seq) = (0, self.first);
+        while let Some(length) = length(&self.frames[at..]) {
+            let name = at + NAME + usize::from(self.frames[at + NAME - 1]);
+            with(seq, self.frames.slice(at + NAME..name), self.frames.slice(name..at + length));
+            (at, seq) = (at + length, seq + 1);
+        }
+    }
 }
 
 /// How a connection begins.
@@ -134,19 +178,59 @@ pub fn event(seq: u64, event: &str, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Takes the next whole frame.
-pub fn take(buffer: &mut BytesMut) -> Result<Option<Frame>, Violation> {
-    let Some((length, _)) = buffer.split_first_chunk::<LENGTH>() else { return Ok(None) };
+/// Bytes of the frame at the beginning, with its length; None: it is not whole.
+fn length(bytes: &[u8]) -> Option<usize> {
+    let (length, rest) = bytes.split_first_chunk::<LENGTH>()?;
     let length = u32::from_le_bytes(*length) as usize;
+    (length <= rest.len()).then_some(LENGTH + length)
+}
+
+/// Takes the next whole frame, or whole events as far as they follow one another.
+pub fn take(buffer: &mut BytesMut) -> Result<Option<Frame>, Violation> {
+    let Some((rest, _)) = buffer.split_first_chunk::<LENGTH>() else { return Ok(None) };
+    let rest = u32::from_le_bytes(*rest) as usize;
     // Before anything of this length is kept.
-    if length == 0 || length > LONGEST {
-        return Err(Violation::Length(length));
+    if rest == 0 || rest > LONGEST {
+        return Err(Violation::Length(rest));
     }
-    if buffer.len() < LENGTH + length {
-        return Ok(None);
+    let Some(length) = length(buffer) else { return Ok(None) };
+    if buffer[LENGTH] == EVENT {
+        return take_events(buffer).map(Frame::Events).map(Some);
     }
     buffer.advance(LENGTH);
-    read(buffer.split_to(length).freeze()).map(Some)
+    read(buffer.split_to(length - LENGTH).freeze()).map(Some)
+}
+
+fn take_events(buffer: &mut BytesMut) -> Result<Events, Violation> {
+    let (first, mut end) = read_event(buffer, 0)?;
+    let mut count = 1;
+    while length(&buffer[end..]).is_some_and(|length| length > LENGTH && length - LENGTH <= LONGEST)
+        && buffer[end + LENGTH] == EVENT
+    {
+        let (seq, next) = read_event(buffer, end)?;
+        if Some(seq) != first.checked_add(count) {
+            break;
+        }
+        (end, count) = (next, count + 1);
+    }
+    Ok(Events { first, count, frames: buffer.split_to(end).freeze() })
+}
+
+/// Looks whether there is an event at a place: its number, and where it ends.
+fn read_event(buffer: &[u8], at: usize) -> Result<(u64, usize), Violation> {
+    let frame = &buffer[at..];
+    let end = length(frame).ok_or(Violation::Nonsense("half an event"))?;
+    let Some((head, rest)) = frame[..end].split_at_checked(NAME) else {
+        return Err(Violation::Nonsense("an event without a number"));
+    };
+    let mut seq = [0; 8];
+    seq.copy_from_slice(&head[LENGTH + 1..NAME - 1]);
+    let name = rest.get(..usize::from(head[NAME - 1])).filter(|name| !name.is_empty());
+    let name = name.ok_or(Violation::Nonsense("an event without a name"))?;
+    match std::str::from_utf8(name) {
+        Ok(_) => Ok((u64::from_le_bytes(seq), at + end)),
+        Err(_) => Err(Violation::Nonsense("the name of an event is not UTF-8")),
+    }
 }
 
 fn read(mut body: Bytes) -> Result<Frame, Violation> {
@@ -162,23 +246,7 @@ fn read(mut body: Bytes) -> Result<Frame, Violation> {
         GAP => Ok(Frame::Gap(number(&mut body)?)),
         PING if body.is_empty() => Ok(Frame::Ping),
         BYE if body.is_empty() => Ok(Frame::Bye),
-        EVENT => read_event(body),
         _ => Err(Violation::Nonsense("no kind of frame has this number")),
-    }
-}
-
-fn read_event(mut body: Bytes) -> Result<Frame, Violation> {
-    if body.len() < 9 {
-        return Err(Violation::Nonsense("an event without a number"));
-    }
-    let (seq, name) = (body.get_u64_le(), usize::from(body.get_u8()));
-    if name == 0 || name > body.len() {
-        return Err(Violation::Nonsense("an event without a name"));
-    }
-    let event = body.split_to(name);
-    match std::str::from_utf8(&event) {
-        Ok(_) => Ok(Frame::Event { seq, event, payload: body }),
-        Err(_) => Err(Violation::Nonsense("the name of an event is not UTF-8")),
     }
 }
 
@@ -231,10 +299,27 @@ mod tests {
                 }
             }
             assert_eq!(frames.len(), 7);
-            let (event, payload) = (Bytes::from("name"), Bytes::from("payload"));
-            assert_eq!(frames[2], Frame::Event { seq: 2, event, payload });
+            let Frame::Events(events) = &frames[2] else { panic!("{:?}", frames[2]) };
+            events.each(|seq, name, payload| {
+                assert_eq!((seq, &name[..], &payload[..]), (2, &b"name"[..], &b"payload"[..]))
+            });
             assert_eq!(frames[4], Frame::Gap(u64::MAX));
         }
+    }
+
+    #[test]
+    fn events_that_follow_one_another_come_together() {
+        let numbers = [5, 6, 7, 9, 10];
+        let mut buffer =
+            BytesMut::from(&numbers.map(|seq| event(seq, "e", seq.to_string().as_bytes())).concat()[..]);
+        let mut came = Vec::new();
+        while let Some(Frame::Events(mut events)) = take(&mut buffer).unwrap() {
+            let first = events.first;
+            events.skip(1);
+            assert_eq!(events.first, first + 1);
+            events.each(|seq, _, payload| came.push((seq, payload)));
+        }
+        assert_eq!(came, [6, 7, 10].map(|seq| (seq, Bytes::from(seq.to_string()))));
     }
 
     #[test]

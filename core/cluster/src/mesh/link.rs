@@ -270,15 +270,6 @@ pub struct Inlet {
     pub duplicates: u64,
 }
 
-/// What becomes of an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
-    /// It is the next one.
-    New,
-    /// It was here already.
-    Twice,
-}
-
 impl Inlet {
     /// From a node of which this one is to have everything after `has`.
     pub fn new(has: u64) -> Self {
@@ -312,18 +303,17 @@ impl Inlet {
         std::mem::take(&mut self.owes_ack).then_some(self.last)
     }
 
-    /// An event comes.
-    pub fn event(&mut self, seq: u64) -> Result<Taken, Violation> {
-        if seq <= self.last {
-            self.duplicates += 1;
-            return Ok(Taken::Twice);
-        }
-        if seq > self.last + 1 {
+    /// Events come, one right after the other: how many of them were here already.
+    pub fn events(&mut self, first: u64, count: u64) -> Result<u64, Violation> {
+        let next = self.last.saturating_add(1);
+        if first > next {
             return Err(Violation::OutOfPlace("an event is missing before this one"));
         }
-        self.last = seq;
-        self.events += 1;
-        Ok(Taken::New)
+        let twice = (next - first).min(count);
+        self.duplicates += twice;
+        self.events += count - twice;
+        self.last = self.last.max(first + count - 1);
+        Ok(twice)
     }
 
     /// What comes up to `to` is for others.
@@ -333,8 +323,8 @@ impl Inlet {
 
     /// What was not here yet up to `to` is lost: from where to where.
     pub fn gap(&mut self, to: u64) -> Option<(u64, u64)> {
-        let from = self.last + 1;
-        if to < from {
+        let from = self.last.saturating_add(1);
+        if to < from || to == self.last {
             return None;
         }
         self.last = to;

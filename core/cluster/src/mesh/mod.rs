@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use datagram::{Opener, Sealer};
 use driver::{Shared, unix_ms};
+pub(crate) use frame::Events;
 use identity::Identity;
 use log::Capacity;
 use node::{Config, Node};

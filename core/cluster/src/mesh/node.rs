@@ -5,22 +5,23 @@
 //! Whoever drives it does what [`Node::actions`] asks for, and hands [`Node::news`] on in their order, before
 //! anything else is put in.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use foldhash::{HashMap, HashMapExt};
 
 use super::frame::{self, Frame, Hello, Violation};
 use super::identity::Identity;
-use super::link::{Conn, Inlet, Taken};
+use super::link::{Conn, Inlet};
 use super::log::{Capacity, Log};
 use super::members::{Members, Seen};
 use super::peer::Peer;
 use super::profile::Profile;
 use crate::hub::News;
-use crate::{Change, SAY_TIMEOUT, Said, Status};
+use crate::{Change, SAY_TIMEOUT, Status};
 
 /// A node that is down has its events kept for so long, and is listed.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -296,10 +297,10 @@ impl Node {
         inlet.came(buffer.len());
         while let Some(frame) = frame::take(buffer)? {
             match frame {
-                Frame::Event { seq, event, payload } => {
-                    if inlet.event(seq)? == Taken::New {
-                        let node = peer.name.clone();
-                        self.news.push(News::Said(Said { node, boot, seq, event, payload }));
+                Frame::Events(mut events) => {
+                    events.skip(inlet.events(events.first, events.count)?);
+                    if events.count > 0 {
+                        self.news.push(News::Events { node: peer.name.clone(), boot, events });
                     }
                 }
                 Frame::Skip(to) => inlet.skip(to),

@@ -59,7 +59,10 @@ impl Checker {
     /// A life hands something on.
     pub fn handed_on(&mut self, receiver: Life, node: &Node, news: &News) {
         match news {
-            News::Said(said) => self.event(receiver, said),
+            News::Events { node, boot, events } => events.each(|seq, event, payload| {
+                let said = Said { node: node.clone(), boot: *boot, seq, event, payload };
+                self.event(receiver, &said);
+            }),
             News::Change(Change::Up(name)) => {
                 let other = (number(name), node.boot_of(name));
                 assert!(
@@ -90,7 +93,7 @@ impl Checker {
                 heard.last = Some(*to);
             }
             News::Change(Change::Evicted(_)) => self.evictions += 1,
-            News::Greet(_) => {}
+            News::Said(_) | News::Greet(_) => {}
         }
     }
 
