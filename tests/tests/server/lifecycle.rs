@@ -134,23 +134,29 @@ fn services_start_in_order_and_needs_come_first() {
     assert!(at("relay/Relay") < at("hello/Hello"), "and stop in reverse");
 }
 
-#[test]
-fn hello_alone_opens_no_port() {
-    let server = TestServer::with(&["hello/Hello"]).start();
-    let pid = server.pid();
+/// Sockets of the net that a process has open.
+pub fn net_sockets(pid: u32) -> Vec<String> {
     let sockets: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
         .flatten()
         .filter_map(|entry| std::fs::read_link(entry.path()).ok())
         .filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']').map(Into::into))
         .collect();
-    for table in ["tcp", "tcp6", "udp", "udp6"] {
-        let table = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
-        let ours = table.lines().filter(|line| {
-            line.split_whitespace().nth(9).is_some_and(|inode| sockets.iter().any(|own| own == inode))
-        });
-        assert_eq!(ours.map(String::from).collect::<Vec<_>>(), NOTHING);
-    }
+    let is_ours = |line: &&str| {
+        line.split_whitespace().nth(9).is_some_and(|inode| sockets.iter().any(|own| own == inode))
+    };
+    let table = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+    let tables = ["tcp", "tcp6", "udp", "udp6"].map(table);
+    tables
+        .iter()
+        .flat_map(|table| table.lines().filter(is_ours).map(String::from).collect::<Vec<_>>())
+        .collect()
+}
+
+#[test]
+fn hello_alone_opens_no_port() {
+    let server = TestServer::with(&["hello/Hello"]).start();
+    assert_eq!(net_sockets(server.pid()), NOTHING);
 }
 
 #[test]

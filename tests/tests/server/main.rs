@@ -28,6 +28,9 @@ mod copies;
 mod reload;
 mod rollback;
 
+mod cluster;
+mod nodes;
+
 mod chat;
 mod client;
 mod crash;

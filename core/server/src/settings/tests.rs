@@ -145,3 +145,69 @@ fn what_nobody_claims_is_said() {
     let lines = unclaimed(&settings, [&declaration()].into_iter()).unwrap();
     assert_eq!(lines, ["line 5: SAME_DOMAIN has no effect: no plugin in SERVICE_LIST claims it"]);
 }
+
+fn cluster(rest: &str) -> Result<ClusterSettings, String> {
+    let settings = parse(&format!("SERVICE_LIST = []\n{rest}"));
+    settings.map(|settings| settings.cluster).map_err(|faults| faults.to_string())
+}
+
+#[test]
+fn a_cluster_is_where_others_are_named() {
+    let alone = cluster("").unwrap();
+    assert_eq!((alone.engine, alone.listen), (EngineKind::Local, None));
+    assert!(!alone.node.is_empty(), "the machine's name");
+    let entry = |name: &str, place: &str| {
+        let (address, port) = place.rsplit_once(':').unwrap();
+        format!("{{ hostname = \"{name}\", address = \"{address}\", port = {port} }}")
+    };
+    let list = |entries: &[String]| format!("CLUSTER_SERVER_LIST = [{}]\n", entries.join(", "));
+    let one = cluster(&list(&[entry("a", "127.0.0.1:1")])).unwrap();
+    assert_eq!(one.engine, EngineKind::Local);
+    let two = list(&[entry("a", "127.0.0.1:1"), entry("b", "::1:2")]);
+    let found = cluster(&format!("{two}[cluster]\nnode = \"a\"\nseeds = [\"c:3\"]")).unwrap();
+    assert_eq!(found.engine, EngineKind::Mesh);
+    assert_eq!(found.listen.as_deref(), Some("127.0.0.1:1"));
+    assert_eq!(found.seeds, ["c:3", "[::1]:2"]);
+    let other = cluster(&format!("{two}[cluster]\nnode = \"b\"\nlisten = \"127.0.0.1:9\"")).unwrap();
+    assert_eq!(
+        (other.listen.as_deref(), &other.seeds[..]),
+        (Some("127.0.0.1:9"), &["127.0.0.1:1".into()][..])
+    );
+    let seeded =
+        cluster("[cluster]\nseeds = [\"h:1\"]\nlisten = \"127.0.0.1:0\"\nprofile = \"fast\"").unwrap();
+    assert_eq!((seeded.engine, seeded.profile.as_str()), (EngineKind::Mesh, "fast"));
+    let first = cluster("[cluster]\nengine = \"mesh\"\nlisten = \"127.0.0.1:0\"").unwrap();
+    assert_eq!((first.engine, first.seeds), (EngineKind::Mesh, vec![]));
+    let off = cluster(&format!("{two}[cluster]\nengine = \"local\"")).unwrap();
+    assert_eq!((off.engine, off.listen), (EngineKind::Local, None));
+    let key = "[cluster]\nengine = \"mesh\"\nlisten = \"10.0.0.1:1\"\nkey_file = \"k\"";
+    assert_eq!(cluster(key).unwrap().key_file.as_deref(), Some(Path::new("/x/k")));
+}
+
+#[test]
+fn faults_of_a_cluster_name_their_lines() {
+    let two = "CLUSTER_SERVER_LIST = [{ hostname = \"a\", address = \"h\", port = 1 }, { hostname = \"b\", address = \
+               \"h\", port = 2 }]\n";
+    for (rest, parts) in [
+        (format!("{two}[cluster]\nnode = \"c\""), &[":4:", "no entry for this node, `c`", "a, b"][..]),
+        (two.replace("\"b\"", "\"a\""), &[":4:", "names `a` twice"]),
+        ("[cluster]\nengine = \"mash\"".into(), &[":5:", "local, mesh, nats", "`mesh`"]),
+        ("[cluster]\nengine = \"mesh\"".into(), &[":5:", "listen is missing", "listen = "]),
+        ("[cluster]\nseeds = [\"h\"]\nlisten = \"h:1\"".into(), &[":5:", "HOST:PORT"]),
+        ("[cluster]\nseeds = \"h:1\"".into(), &[":5:", "a text", "a list"]),
+        ("[cluster]\nengine = \"mesh\"\nlisten = \"here\"".into(), &[":6:", "\"here\"", "HOST:PORT"]),
+        ("[cluster]\nengine = \"mesh\"\nlisten = \"0.0.0.0:1\"".into(), &[":6:", "under which others reach"]),
+        (
+            "[cluster]\nengine = \"mesh\"\nlisten = \"10.0.0.1:1\"".into(),
+            &[":6:", "no key", "zephserver cluster key"],
+        ),
+        ("[cluster]\nprofile = \"wan\"".into(), &[":5:", "lan, fast", "`lan`"]),
+        ("[cluster]\nnode = \"\"".into(), &[":5:", "1 to 255"]),
+        ("[cluster]\nengine = \"nats\"".into(), &[":5:", "url is missing", "nats://"]),
+        ("[cluster]\nnods = \"a\"".into(), &[":5:", "[cluster] nods", "`node`"]),
+        ("[cluster]\nlisten = 22631".into(), &[":5:", "a whole number", "a text"]),
+    ] {
+        let text = cluster(&rest).unwrap_err();
+        parts.iter().for_each(|part| assert!(text.contains(part), "{part:?} not in: {text}"));
+    }
+}
