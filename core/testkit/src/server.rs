@@ -1,5 +1,6 @@
 //! A server as a user runs it, in a folder of its own.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -38,6 +39,8 @@ pub struct TestServer {
     folder: Option<TempDir>,
     services: Vec<String>,
     settings: String,
+    /// The command that starts it.
+    within: Vec<String>,
     child: Option<Child>,
 }
 
@@ -86,6 +89,7 @@ impl TestServer {
             folder: Some(folder),
             services: services.iter().map(|service| service.to_string()).collect(),
             settings: String::new(),
+            within: Vec::new(),
             child: None,
         };
         fs::create_dir(server.path("plugins")).expect("the test's own folder can be written");
@@ -100,6 +104,12 @@ impl TestServer {
     pub fn settings(mut self, lines: &str) -> Self {
         self.settings.push_str(lines);
         self.settings.push('\n');
+        self
+    }
+
+    /// Has it started by a command that becomes the program behind its words: `ip netns exec NAME`.
+    pub fn within(mut self, words: &[&str]) -> Self {
+        self.within = words.iter().map(|word| word.to_string()).collect();
         self
     }
 
@@ -154,7 +164,10 @@ impl TestServer {
     pub fn launch_again(&mut self) {
         let file = self.write_settings();
         let out = |name: &str| File::create(self.path(name)).expect("the test's own folder can be written");
-        let child = std::process::Command::new(built("zephserver-start"))
+        let start = built("zephserver-start");
+        let words = self.within.iter().map(OsStr::new).chain([start.as_os_str()]).collect::<Vec<_>>();
+        let child = std::process::Command::new(words[0])
+            .args(&words[1..])
             .arg("--settings")
             .arg(file)
             .stdin(Stdio::null())

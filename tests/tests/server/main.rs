@@ -29,6 +29,7 @@ mod reload;
 mod rollback;
 
 mod cluster;
+mod cluster_net;
 mod nodes;
 
 mod chat;

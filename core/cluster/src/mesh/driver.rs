@@ -428,6 +428,16 @@ impl Shared {
         }
     }
 
+    /// Ends all connections, as a network does that forgets them.
+    #[cfg(test)]
+    pub fn cut(self: &Arc<Self>) {
+        let lines: Vec<(Conn, Line)> = lock(&self.lines).drain().collect();
+        for (conn, line) in lines {
+            line.task.abort();
+            self.with(|node| node.closed(conn, Instant::now()));
+        }
+    }
+
     /// Lets out what is owed, tells the others, and takes nothing more.
     pub fn leave(self: &Arc<Self>, patience: Duration) {
         if self.has_left.swap(true, Ordering::Relaxed) {

@@ -291,6 +291,39 @@ fn who_takes_nothing_is_evicted_and_told_of_a_gap_and_nobody_else_loses_anything
     }
 }
 
+#[test]
+fn a_cut_connection_is_made_again_at_once_and_nothing_is_lost_or_comes_twice() {
+    let (a, b, c) = three();
+    let (heard, _heard) = hear(&b);
+    let (changes, _changes) = watch(&b);
+    const ROUNDS: u64 = 30;
+    const EVENTS: u64 = 300;
+    for round in 0..ROUNDS {
+        for number in 0..EVENTS {
+            a.say("event", format!("{}", round * EVENTS + number).as_bytes()).unwrap();
+            if number == EVENTS / 2 {
+                // From either side.
+                if round.is_multiple_of(2) { a.shared.cut() } else { b.shared.cut() }
+            }
+        }
+        for number in 0..EVENTS {
+            let said = heard.recv_timeout(DEADLINE).unwrap();
+            assert_eq!(said.payload, (round * EVENTS + number).to_string());
+        }
+    }
+    assert!(heard.try_recv().is_err());
+    let no_change = |change: Change| matches!(change, Change::Up(_));
+    assert!(changes.try_iter().all(no_change), "a cut is no reason to take anybody for dead, nor a gap");
+    let of_b = |status: Status| status.members.into_iter().find(|member| member.node == "b").unwrap();
+    assert!(of_b(a.status()).outgoing.connections > ROUNDS / 2);
+    a.shared.cut();
+    let began = Instant::now();
+    a.tell("b", "event", b"once more").unwrap();
+    assert_eq!(heard.recv_timeout(DEADLINE).unwrap().payload, "once more");
+    assert!(began.elapsed() < Duration::from_secs(2), "nobody waits for membership to find out");
+    drop(c);
+}
+
 fn watch(mesh: &Mesh) -> (Receiver<Change>, Subscription) {
     let (sender, receiver) = channel();
     let sender = Mutex::new(sender);
