@@ -59,6 +59,13 @@ impl NodeChange {
     }
 }
 
+/// The question of a service to its like on another node for what that knows. That tells it, in parts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// The node that asks.
+    pub node: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

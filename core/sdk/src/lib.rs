@@ -33,6 +33,7 @@
 //!
 //! Reading order: [`Service`] is what you write, [`Start`] and [`Call`] is what you get, [`Host`] and
 //! [`Handle`] are your way to the server and to other services, [`Task`] is for request handlers.
+//! [`cluster`] is for services that know the same on all nodes.
 //! Log with the [`tracing`] macros: the lines reach the server's log under your service's name.
 //!
 //! You need no guard against panics: every entry has one, the caller gets an error with file and line,
@@ -44,6 +45,7 @@ mod service;
 mod start;
 
 mod call;
+pub mod cluster;
 mod event;
 mod host;
 mod state;

@@ -1,0 +1,202 @@
+//! For services that know the same as their like on other nodes: whom they have asked for it, and answers that
+//! are too long for one event.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use zeph_contract::event::{Ask as Question, NodeChange};
+
+use crate::{Code, Host, Result, tracing};
+
+/// A question that is not answered is asked again after this time, then after twice as long each time.
+const FIRST: Duration = Duration::from_secs(2);
+/// The longest time between two of the same.
+const LONGEST: Duration = Duration::from_secs(30);
+/// Bytes of a part, as [`parts`] counts them. As JSON they are six times as many at the very most: so a part is an
+/// event still.
+const PART: usize = 128 * 1024;
+
+/// Which nodes were asked and have not answered. A question may be lost, and so may its answer: whoever restarts
+/// meanwhile knows nothing of it. Pure: what time it is says the caller.
+#[derive(Clone, Debug, Default)]
+pub struct Asks(BTreeMap<String, Ask>);
+
+#[derive(Clone, Copy, Debug)]
+struct Ask {
+    due: Instant,
+    /// What is waited after that.
+    pause: Duration,
+}
+
+impl Asks {
+    /// A node is asked now.
+    pub fn ask(&mut self, node: &str, now: Instant) {
+        self.0.insert(node.into(), Ask { due: now + FIRST, pause: FIRST * 2 });
+    }
+
+    /// A node is to be asked at once: [`Asks::due`] names it.
+    pub fn ask_soon(&mut self, node: &str, now: Instant) {
+        self.0.insert(node.into(), Ask { due: now, pause: FIRST });
+    }
+
+    /// A node has answered, or is gone.
+    pub fn forget(&mut self, node: &str) {
+        self.0.remove(node);
+    }
+
+    /// True for a node that has not answered.
+    pub fn is_open(&self, node: &str) -> bool {
+        self.0.contains_key(node)
+    }
+
+    /// Who is to be asked now, once more or for the first time.
+    pub fn due(&mut self, now: Instant) -> Vec<String> {
+        let due = self.0.iter_mut().filter(|(_, ask)| ask.due <= now);
+        let again = due.map(|(node, ask)| {
+            ask.due = now + ask.pause;
+            ask.pause = (ask.pause * 2).min(LONGEST);
+            node.clone()
+        });
+        again.collect()
+    }
+
+    /// When somebody is to be asked next.
+    pub fn next(&self) -> Option<Instant> {
+        self.0.values().map(|ask| ask.due).min()
+    }
+}
+
+/// Asks every node that comes, or of which something was lost, for what it knows, until it answers. For services to
+/// which it does not matter in which order they learn that.
+#[derive(Debug, Default)]
+pub struct Inquiry {
+    asks: Mutex<Asks>,
+    /// The timer for who has not answered; 0: none.
+    timer: AtomicU64,
+}
+
+impl Inquiry {
+    fn asks(&self) -> MutexGuard<'_, Asks> {
+        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something happened to a node: for each [`Event::Node`](crate::Event::Node). Asks by telling `event`: a
+    /// [`Question`] as JSON.
+    pub fn node(&self, host: &Host, event: &str, (name, change): (&str, NodeChange)) -> Result<()> {
+        match change {
+            NodeChange::Up | NodeChange::Gap => self.asks().ask_soon(name, Instant::now()),
+            NodeChange::Down => self.asks().forget(name),
+            // It will be told of a gap, and ask.
+            NodeChange::Evicted => {}
+        }
+        self.ask(host, event)
+    }
+
+    /// A node has answered, to the last part.
+    pub fn answered(&self, node: &str) {
+        self.asks().forget(node);
+    }
+
+    /// A timer is due. False: it is not this one's.
+    pub fn timer(&self, host: &Host, event: &str, token: u64) -> Result<bool> {
+        let is_own = token == self.timer.load(Ordering::Relaxed);
+        if is_own {
+            self.ask(host, event)?;
+        }
+        Ok(is_own)
+    }
+
+    fn ask(&self, host: &Host, event: &str) -> Result<()> {
+        let due = self.asks().due(Instant::now());
+        let question = serde_json::to_vec(&Question { node: host.node()? })?;
+        for node in due {
+            match host.tell(&node, event, &question) {
+                Ok(()) => {}
+                // It is gone; the news of that is on its way.
+                Err(error) if error.code == Code::NotFound => self.answered(&node),
+                Err(error) => tracing::debug!("{node} is asked again later: {error}"),
+            }
+        }
+        let next = self.asks().next();
+        let timer = match next {
+            Some(next) => host.after(next.saturating_duration_since(Instant::now()))?,
+            None => 0,
+        };
+        let before = self.timer.swap(timer, Ordering::Relaxed);
+        if before != 0 {
+            // It may be due already: then nobody knows it.
+            let _ = host.cancel(before);
+        }
+        Ok(())
+    }
+}
+
+/// Answers a node that asked, with one event for each part. Where that fails it asks again.
+pub fn answer(host: &Host, node: &str, event: &str, parts: impl IntoIterator<Item = Vec<u8>>) {
+    for part in parts {
+        if let Err(error) = host.tell(node, event, &part) {
+            return tracing::debug!("{node} gets no answer: {error}");
+        }
+    }
+}
+
+/// Cuts a long answer into parts for one event each: one at least, and of 128 KiB as `weight` counts the bytes of an
+/// item, where no single one has more.
+pub fn parts<T>(items: impl IntoIterator<Item = T>, weight: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    let mut parts = vec![Vec::new()];
+    let mut size = 0;
+    for item in items {
+        let more = weight(&item);
+        if size > 0 && size + more > PART {
+            parts.push(Vec::new());
+            size = 0;
+        }
+        size += more;
+        if let Some(part) = parts.last_mut() {
+            part.push(item);
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_answer_is_asked_again_and_less_and_less_often() {
+        let start = Instant::now();
+        let mut asks = Asks::default();
+        asks.ask("a", start);
+        asks.ask("b", start);
+        assert_eq!((asks.due(start), asks.next()), (vec![], Some(start + FIRST)));
+        asks.forget("b");
+        assert!(asks.is_open("a") && !asks.is_open("b"));
+        let mut times = Vec::new();
+        let mut now = start;
+        while times.len() < 7 {
+            now += Duration::from_secs(1);
+            if asks.due(now) == ["a"] {
+                times.push(now.duration_since(start).as_secs());
+            }
+        }
+        assert_eq!(times, [2, 6, 14, 30, 60, 90, 120]);
+        asks.ask("a", now);
+        assert_eq!(asks.next(), Some(now + FIRST), "asked anew it begins anew");
+        asks.ask_soon("c", now);
+        assert_eq!(asks.due(now), ["c"]);
+        assert_eq!(asks.next(), Some(now + FIRST));
+    }
+
+    #[test]
+    fn parts_are_bounded_and_lose_nothing() {
+        assert_eq!(parts(Vec::<u8>::new(), |_| 1), [Vec::<u8>::new()], "nothing is an answer, too");
+        let cut = parts(0..10_000u32, |_| 100);
+        assert!(cut.len() > 1 && cut.iter().all(|part| part.len() * 100 <= PART));
+        assert_eq!(cut.concat(), (0..10_000).collect::<Vec<u32>>());
+        let large = parts([PART * 2, 1, PART, 1], |size| *size);
+        assert_eq!(large, [vec![PART * 2], vec![1], vec![PART], vec![1]]);
+    }
+}
