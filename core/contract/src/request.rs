@@ -7,7 +7,8 @@ use crate::wire::Reader;
 /// Router method: [`Request`] → [`answers`]. Not found where no task has that name.
 pub const ROUTE: &str = "router.route/1";
 /// Router method: [`room::Push`](crate::room::Push) → the number of local peers reached, as u64. Said
-/// to the other nodes, too, unless it is addressed by cid; also the name of that event.
+/// to the other nodes, too, unless it is addressed by cid: that the room service finds. Also the name of that
+/// event.
 pub const SAY: &str = "router.say/1";
 /// Router method: the same with [`room::Letter`](crate::room::Letter) as JSON → the number as JSON.
 pub const SAY_JSON: &str = "say/1";

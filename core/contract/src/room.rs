@@ -12,7 +12,8 @@ use crate::wire::{Reader, Writer};
 pub const JOIN: &str = "room.join/1";
 /// Room method: [`Leave`] as JSON → nothing.
 pub const LEAVE: &str = "room.leave/1";
-/// Room method: [`Push`] → the number of local peers that it reached, as u64.
+/// Room method: [`Push`] → the number of local peers that it reached, as u64. One to a cid finds that on
+/// whatever node it is. Also the name of the event by which one room service tells another such a push.
 pub const SEND: &str = "room.send/1";
 
 /// A peer comes into a room.
@@ -33,6 +34,9 @@ pub struct Join {
     /// True when the edge only repeats what the room service forgot: others are told nothing.
     #[serde(default)]
     pub again: bool,
+    /// Where it repeats that: when the peer came into the room, in microseconds since 1970. None: now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
 }
 
 /// A peer is gone.

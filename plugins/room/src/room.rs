@@ -1,12 +1,15 @@
 //! The room service: what it is told and asked, and how it tells.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use zephserver_plugin::contract::event::{Change, SERVICE_CHANGED, ServiceChanged};
 use zephserver_plugin::contract::page::Words;
 use zephserver_plugin::contract::peer::{Cid, Delivery, SEND as EDGE_SEND};
+use zephserver_plugin::contract::presence::PRESENCE;
 use zephserver_plugin::contract::room::{Address, JOIN, Join, LEAVE, Leave, Letter, Push, SEND};
 use zephserver_plugin::contract::wire::Reader;
 use zephserver_plugin::{
@@ -14,19 +17,21 @@ use zephserver_plugin::{
 };
 
 use crate::access::Access;
-use crate::rooms::{Notice, RoomList, Rooms};
+use crate::rooms::{LONGEST_NAME, Letter as ToNodes, Notice, Outcome, RoomList, Rooms};
 
 /// Notices that wait to be told, and how long a further one waits for its place.
 const OUTGOING: usize = 1024;
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// A timer that is so late will not come.
 const OVERDUE: Duration = Duration::from_secs(1);
-/// The longest name of a room, in bytes.
-const LONGEST_NAME: usize = 1024;
 
 pub struct Room {
-    host: Host,
+    pub host: Host,
     access: Access,
+    /// It began with what another build left.
+    inherited: AtomicBool,
+    /// Something of another node that cannot be read was mentioned.
+    pub unreadable: OnceLock<()>,
     told: Mutex<Told>,
     /// There is room for notices again.
     progress: Condvar,
@@ -36,8 +41,8 @@ pub struct Room {
 /// Who is where, and what is not told yet. Under one lock, so that notices go out in the order of what
 /// they tell.
 #[derive(Default)]
-struct Told {
-    rooms: Rooms,
+pub struct Told {
+    pub rooms: Rooms,
     outgoing: VecDeque<Notice>,
     /// A thread is at it, and takes what comes meanwhile with it.
     is_telling: bool,
@@ -53,16 +58,22 @@ impl Service for Room {
                 serde_json::json!({}),
                 "room, or its beginning and `*` → \"anyone\", \"authenticated\", \"nobody\" or user ids",
             )
-            .verb("rooms", "rooms/1", "[NAME] [--limit N] [--offset N] the rooms, or who is in one")
+            .verb("rooms", "rooms/1", "[NAME] [--limit N] [--offset N] this node's rooms, or who is in one")
             .state(1)
     }
 
     fn new(start: Start) -> Result<Self> {
         let access = Access::new(start.setting("access")?)?;
+        let host = start.host();
+        // No other life has this number.
+        let life = RandomState::new().build_hasher().finish();
+        let rooms = Rooms::new(host.node()?, life);
         Ok(Self {
-            host: start.host(),
+            host,
             access,
-            told: Mutex::default(),
+            inherited: AtomicBool::new(false),
+            unreadable: OnceLock::new(),
+            told: Mutex::new(Told { rooms, ..Told::default() }),
             progress: Condvar::new(),
             edges: Mutex::default(),
         })
@@ -71,17 +82,19 @@ impl Service for Room {
     fn call(&self, call: Call<'_>) -> Result<Reply> {
         match call.method() {
             SEND => {
-                let reached = self.send(&Push::decode(call.payload())?)?;
+                let reached = self.send(&Push::decode(call.payload())?, call.payload())?;
                 call.reply(&reached.to_le_bytes())
             }
             JOIN => {
-                let join: Join = call.json()?;
+                let mut join: Join = call.json()?;
                 if join.room.is_empty() || join.room.len() > LONGEST_NAME {
                     return Err(Error::invalid(format!("a room's name has 1 to {LONGEST_NAME} bytes")));
                 }
                 if !join.again {
                     self.access.check(&join.room, join.user.as_ref())?;
                 }
+                let now = micros();
+                join.since = join.since.filter(|_| join.again).map(|since| since.min(now)).or(Some(now));
                 self.change(|rooms, now| rooms.join(join, now));
                 Reply::empty()
             }
@@ -101,8 +114,16 @@ impl Service for Room {
 
     fn init(&self) -> Result<()> {
         self.host.subscribe(SERVICE_CHANGED)?;
-        // Lists that the build before owed.
-        self.change(|_, _| Vec::new());
+        self.listen()?;
+        // The first one of a server has no edge with peers; nor does one forget them that was handed them.
+        let has_forgotten = self.host.instance() > 1 && !self.inherited.load(Ordering::Relaxed);
+        self.change(|rooms, now| {
+            if has_forgotten {
+                rooms.settle(now);
+            }
+            // And what the build before owed is due.
+            Vec::new()
+        });
         Ok(())
     }
 
@@ -118,25 +139,29 @@ impl Service for Room {
             }
             Event::Timer { .. } => {
                 self.told().timer = None;
-                self.change(|rooms, now| rooms.lists_due(now));
+                self.exchange(Rooms::due);
             }
+            Event::Node { name, change } => self.node(name, change),
+            Event::Said { name: PRESENCE, payload } => self.presence(payload),
+            Event::Said { name: SEND, payload } => self.pushed(payload)?,
             _ => {}
         }
         Ok(())
     }
 
     fn export_state(&self) -> Result<State> {
-        State::json(&self.told().rooms.snapshot())
+        State::json(&self.told().rooms.snapshot(Instant::now()))
     }
 
     fn import_state(&self, state: Imported<'_>) -> Result<()> {
-        self.told().rooms = Rooms::restore(state.json()?, Instant::now());
+        self.told().rooms.restore(state.json()?, Instant::now());
+        self.inherited.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
 
 impl Room {
-    fn told(&self) -> MutexGuard<'_, Told> {
+    pub fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -148,8 +173,16 @@ impl Room {
         }
     }
 
-    /// Changes who is where, and tells the members.
+    /// Changes who is where, and tells the members. What other nodes are to be told is due then, and goes out with
+    /// the timer: it is nothing that a caller waits for.
     fn change(&self, change: impl FnOnce(&mut Rooms, Instant) -> Vec<Notice>) {
+        self.apply(|rooms, now| change(rooms, now).into());
+        self.tell();
+    }
+
+    /// Changes who is where; answers what other nodes are to be told. What the members are told waits for
+    /// [`Room::tell`].
+    pub fn apply(&self, change: impl FnOnce(&mut Rooms, Instant) -> Outcome) -> Vec<ToNodes> {
         let mut told = self.told();
         if told.outgoing.len() >= OUTGOING {
             // Whoever tells is behind: who makes notices waits for it, not the memory.
@@ -158,18 +191,16 @@ impl Room {
             told = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         let now = Instant::now();
-        let notices = change(&mut told.rooms, now);
+        let Outcome { notices, letters } = change(&mut told.rooms, now);
         told.outgoing.extend(notices);
         self.arm(&mut told, now);
-        if !std::mem::replace(&mut told.is_telling, true) {
-            drop(told);
-            self.tell();
-        }
+        told.rooms.remarks().iter().for_each(|remark| tracing::warn!("{remark}"));
+        letters
     }
 
-    /// A timer for the next list that is late.
+    /// A timer for what is due next: a list that is late, or what other nodes are to be told.
     fn arm(&self, told: &mut Told, now: Instant) {
-        let Some(at) = told.rooms.next_list() else { return };
+        let Some(at) = told.rooms.next_due() else { return };
         // One that is long overdue was lost.
         if told.timer.is_some_and(|(_, due)| due <= at && due + OVERDUE > now) {
             return;
@@ -181,13 +212,16 @@ impl Room {
                     let _ = self.host.cancel(before);
                 }
             }
-            Err(error) => tracing::warn!("a list of users will be late: {error}"),
+            Err(error) => tracing::warn!("lists of users will be late: {error}"),
         }
     }
 
-    /// Delivers notices in their order until there are none. An edge that cannot take one tells of its
-    /// peers again when it is back.
-    fn tell(&self) {
+    /// Delivers notices in their order until there are none, unless another thread is at it. An edge that cannot
+    /// take one tells of its peers again when it is back.
+    pub fn tell(&self) {
+        if std::mem::replace(&mut self.told().is_telling, true) {
+            return;
+        }
         let telling = Telling(self);
         loop {
             let Some(notice) = ({
@@ -231,11 +265,23 @@ impl Room {
                 call.method()
             )));
         }
-        Reply::json(&self.send(&push)?)
+        let mut payload = Vec::new();
+        push.encode(&mut payload);
+        Reply::json(&self.send(&push, &payload)?)
+    }
+
+    /// Sends to the peers of this node; one to a cid goes where that is. `payload` is the push, encoded.
+    fn send(&self, push: &Push<'_>, payload: &[u8]) -> Result<u64> {
+        if let Address::Cid(cid) = push.address
+            && let Some(reached) = self.send_away(cid, payload)?
+        {
+            return Ok(reached);
+        }
+        self.send_here(push)
     }
 
     /// Encodes once, and hands the frame to each edge with the cids that it has.
-    fn send(&self, push: &Push<'_>) -> Result<u64> {
+    pub fn send_here(&self, push: &Push<'_>) -> Result<u64> {
         let by_edge = self.told().rooms.at(&push.address);
         if by_edge.is_empty() {
             return Ok(0);
@@ -262,6 +308,11 @@ impl Room {
         let reached = self.edge(edge).call(EDGE_SEND, &payload)?;
         Reader(&reached).u64()
     }
+}
+
+/// Microseconds since 1970.
+fn micros() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }
 
 /// A thread that tells, and panics, leaves it to the next.

@@ -1,23 +1,37 @@
-//! Who is where. Pure: answers what is to be said to whom.
+//! Who is where. Pure: answers what is to be said to whom. [`remote`] knows the members of other nodes, and
+//! [`cluster`] what is told to those and asked of them.
 
+mod carry;
+mod cluster;
 mod list;
+mod remote;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use zephserver_plugin::contract::peer::Cid;
+use zephserver_plugin::contract::presence::{Change, Member as Present};
 use zephserver_plugin::contract::room::{Address, Join};
 use zephserver_plugin::contract::session::User;
 
+use cluster::Cluster;
+pub use cluster::{Letter, Outcome, To};
 pub use list::RoomList;
+use remote::{Remote, Way};
+
+/// The longest name of a room, in bytes.
+pub const LONGEST_NAME: usize = 1024;
 
 /// A room's list of users is sent at most this often.
 pub const LIST_PERIOD: Duration = Duration::from_millis(50);
 
 /// In a room of more members proportionally less often.
 const BIG: usize = 1000;
+
+/// What is remarked at most: each thing once.
+const REMARKS: usize = 256;
 
 /// Every room with its members.
 #[derive(Debug, Default)]
@@ -29,10 +43,19 @@ pub struct Rooms {
     edges: Vec<String>,
     /// Rooms whose list is to be sent at a time.
     late: BTreeSet<(Instant, Arc<str>)>,
+    /// The latest time at which a member has come.
+    latest: u64,
+    remote: Remote,
+    cluster: Cluster,
+    /// What operators should know, and how much of it they were told.
+    remarks: Vec<String>,
+    remarked: usize,
 }
 
 #[derive(Debug)]
 struct Member {
+    /// When it came: microseconds since 1970. No two are the same, unless an edge has told of them again.
+    since: u64,
     room: Arc<str>,
     edge: u32,
     /// Which instance of the edge has told of it.
@@ -42,11 +65,30 @@ struct Member {
 
 #[derive(Debug, Default)]
 struct Room {
-    /// Members in the order they joined, each with its edge.
-    members: Vec<(Cid, u32)>,
+    /// Members in the order they joined.
+    members: Vec<Seat>,
     /// When the list of users was sent last.
     listed: Option<Instant>,
     is_late: bool,
+}
+
+/// A member in its room.
+#[derive(Clone, Copy, Debug)]
+struct Seat {
+    since: u64,
+    cid: Cid,
+    edge: u32,
+}
+
+/// Where a cid is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// Here, or nowhere.
+    Here,
+    /// On another node.
+    Node(String),
+    /// On these nodes: different peers.
+    Several(Vec<String>),
 }
 
 /// Cids by the edge that has them.
@@ -75,9 +117,17 @@ fn frame(msgtype: &str, username: Option<&str>, data: impl Serialize) -> Vec<u8>
 }
 
 impl Rooms {
+    /// The rooms of a node of this name, which knows of nobody. `life` is a number that no other beginning has.
+    pub fn new(node: String, life: u64) -> Self {
+        Self { cluster: Cluster::new(node, life), ..Self::default() }
+    }
+
     /// A peer comes into a room; out of the one it is in, if it is in another.
     pub fn join(&mut self, join: Join, now: Instant) -> Vec<Notice> {
-        let Join { cid, edge, instance, room, user, again } = join;
+        let Join { cid, edge, instance, room, user, again, since } = join;
+        if again {
+            self.settle_on(now);
+        }
         let stays = |member: &Member| *member.room == *room && member.user.as_deref() == user.as_ref();
         if self.members.get(&cid).is_some_and(stays) {
             return Vec::new();
@@ -88,9 +138,13 @@ impl Rooms {
             Some((known, _)) => known.clone(),
             None => room.into(),
         };
+        let since = self.since(since, again);
         let user = user.map(Arc::new);
-        self.rooms.entry(room.clone()).or_default().members.push((cid, edge));
-        self.members.insert(cid, Member { room: room.clone(), edge, instance, user: user.clone() });
+        self.rooms.entry(room.clone()).or_default().seat(Seat { since, cid, edge });
+        self.members.insert(cid, Member { since, room: room.clone(), edge, instance, user: user.clone() });
+        self.note_collision(cid, None);
+        let present = || Present { cid, since, room: room.to_string(), user: user.as_deref().cloned() };
+        self.changed(|| Change::Join(present()), now);
         if again {
             return notices;
         }
@@ -101,11 +155,24 @@ impl Rooms {
         notices
     }
 
+    /// When a member came: each later than those before, whatever the clock does; who is told of again, when it
+    /// came then.
+    fn since(&mut self, since: Option<u64>, again: bool) -> u64 {
+        let next = self.latest.saturating_add(1);
+        let since = match since {
+            Some(since) if again => since,
+            since => since.unwrap_or_default().max(next),
+        };
+        self.latest = self.latest.max(since);
+        since
+    }
+
     /// A peer is gone.
     pub fn leave(&mut self, cid: Cid, now: Instant) -> Vec<Notice> {
         let Some(Member { room: name, user, .. }) = self.members.remove(&cid) else { return Vec::new() };
+        self.changed(|| Change::Leave(cid), now);
         let Some(room) = self.rooms.get_mut(&name) else { return Vec::new() };
-        room.members.retain(|(known, _)| *known != cid);
+        room.members.retain(|seat| seat.cid != cid);
         if room.members.is_empty() {
             self.rooms.remove(&name);
             return Vec::new();
@@ -119,29 +186,46 @@ impl Rooms {
         let Some(place) = self.edges.iter().position(|known| known == edge) else { return Vec::new() };
         let place = place as u32;
         // First all are gone, then those who stay are told: nobody tells the lost of the lost.
-        let mut left: BTreeMap<Arc<str>, Vec<Arc<User>>> = BTreeMap::new();
-        self.members.retain(|_, member| {
+        let mut left: BTreeMap<Arc<str>, Vec<(Way, Arc<User>)>> = BTreeMap::new();
+        let mut cids = Vec::new();
+        self.members.retain(|cid, member| {
             let is_lost = member.edge == place && member.instance <= instance;
             if is_lost {
-                left.entry(member.room.clone()).or_default().extend(member.user.take());
+                let user = member.user.take().map(|user| (Way::Left, user));
+                left.entry(member.room.clone()).or_default().extend(user);
+                cids.push(*cid);
             }
             !is_lost
         });
+        cids.into_iter().for_each(|cid| self.changed(|| Change::Leave(cid), now));
         let mut notices = Vec::new();
         for (name, users) in left {
             let Some(room) = self.rooms.get_mut(&name) else { continue };
-            room.members.retain(|(cid, _)| self.members.contains_key(cid));
+            room.members.retain(|seat| self.members.contains_key(&seat.cid));
             if room.members.is_empty() {
                 self.rooms.remove(&name);
                 continue;
             }
-            let to = Arc::new(self.at(&Address::Room(&name)));
-            for user in users {
-                let frame = frame("leave", Some(&user.username), " left the chat room.");
-                notices.push(Notice { to: to.clone(), frame });
-            }
-            notices.extend(self.list(&name, now));
+            notices.extend(self.tell_room(&name, users, now));
         }
+        notices
+    }
+
+    /// Tells the members of a room who came and went.
+    fn tell_room(&mut self, name: &Arc<str>, moves: Vec<(Way, Arc<User>)>, now: Instant) -> Vec<Notice> {
+        if !self.rooms.contains_key(name) {
+            return Vec::new();
+        }
+        let to = Arc::new(self.at(&Address::Room(name)));
+        let told = moves.into_iter().map(|(way, user)| {
+            let (msgtype, data) = match way {
+                Way::Joined => ("join", " joined the chat room."),
+                Way::Left => ("leave", " left the chat room."),
+            };
+            Notice { to: to.clone(), frame: frame(msgtype, Some(&user.username), data) }
+        });
+        let mut notices: Vec<Notice> = told.collect();
+        notices.extend(self.list(name, now));
         notices
     }
 
@@ -165,12 +249,54 @@ impl Rooms {
         self.late.first().map(|(at, _)| *at)
     }
 
-    /// Who is at an address.
+    /// Every room's list, now or soon.
+    fn all_lists(&mut self, now: Instant) -> Vec<Notice> {
+        let names: Vec<Arc<str>> = self.rooms.keys().cloned().collect();
+        names.iter().filter_map(|name| self.list(name, now)).collect()
+    }
+
+    /// Where a cid is. Two nodes may have given the same to different peers.
+    pub fn find(&self, cid: Cid) -> Whereabouts {
+        let here = self.members.contains_key(&cid).then_some(&*self.cluster.node);
+        let mut nodes: Vec<String> =
+            self.remote.with(cid).map(|node| &**node).chain(here).map(String::from).collect();
+        match (nodes.len(), here) {
+            (0, _) | (1, Some(_)) => Whereabouts::Here,
+            (1, None) => Whereabouts::Node(nodes.remove(0)),
+            _ => Whereabouts::Several(nodes),
+        }
+    }
+
+    /// What operators should know and were not told yet.
+    pub fn remarks(&mut self) -> Vec<String> {
+        let new = self.remarks[self.remarked..].to_vec();
+        self.remarked = self.remarks.len();
+        new
+    }
+
+    /// Something that operators should know. Each is said once.
+    fn remark(&mut self, remark: String) {
+        if self.remarks.len() < REMARKS && !self.remarks.contains(&remark) {
+            self.remarks.push(remark);
+        }
+    }
+
+    /// Everybody who is in a room here.
+    fn present(&self) -> impl Iterator<Item = Present> {
+        self.members.iter().map(|(cid, member)| Present {
+            cid: *cid,
+            since: member.since,
+            room: member.room.to_string(),
+            user: member.user.as_deref().cloned(),
+        })
+    }
+
+    /// Who is at an address, on this node.
     pub fn at(&self, address: &Address<'_>) -> ByEdge {
         let all = |member: (&Cid, &Member)| (*member.0, member.1.edge);
         match address {
             Address::Room(room) => match self.rooms.get(*room) {
-                Some(room) => self.by_edge(room.members.iter().copied()),
+                Some(room) => self.by_edge(room.members.iter().map(|seat| (seat.cid, seat.edge))),
                 None => ByEdge::new(),
             },
             Address::Cid(cid) => self.by_edge(self.members.get_key_value(cid).map(all).into_iter()),
@@ -211,8 +337,9 @@ impl Rooms {
         if room.is_late {
             return None;
         }
-        // A list costs what its room has members, for each of them.
-        let period = LIST_PERIOD * (room.members.len() / BIG).max(1) as u32;
+        // A list costs what it has names, for each member here.
+        let names = room.members.len() + self.remote.count(name);
+        let period = LIST_PERIOD * (names / BIG).max(1) as u32;
         match room.listed.map(|listed| listed + period) {
             Some(at) if at > now => {
                 room.is_late = true;
@@ -226,216 +353,42 @@ impl Rooms {
         }
     }
 
-    /// One entry for each peer with a user, in the order they joined.
+    /// One entry for each peer with a user, in the order they joined, on whatever node: the same list on all.
     fn user_list(&self, room: &str) -> Notice {
         let members = self.rooms.get(room).into_iter().flat_map(|room| &room.members);
-        let user = |(cid, _): &(Cid, u32)| Some(self.members.get(cid)?.user.as_ref()?.username.as_str());
-        let names: Vec<&str> = members.filter_map(user).collect();
-        self.notice(room, "user_list", None, names)
-    }
-}
-
-/// Rooms as they are handed over.
-#[derive(Serialize, Deserialize)]
-pub struct Snapshot {
-    members: HashMap<Cid, Known>,
-    rooms: HashMap<String, Vec<Cid>>,
-    #[serde(default)]
-    late: Vec<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Known {
-    room: String,
-    edge: String,
-    #[serde(default)]
-    instance: u32,
-    user: Option<User>,
-}
-
-impl Rooms {
-    pub fn snapshot(&self) -> Snapshot {
-        let known = |(cid, member): (&Cid, &Member)| {
-            let edge = self.edges[member.edge as usize].clone();
-            let (room, instance) = (member.room.to_string(), member.instance);
-            (*cid, Known { room, edge, instance, user: member.user.as_deref().cloned() })
-        };
-        let cids = |(name, room): (&Arc<str>, &Room)| {
-            (name.to_string(), room.members.iter().map(|(cid, _)| *cid).collect())
-        };
-        Snapshot {
-            members: self.members.iter().map(known).collect(),
-            rooms: self.rooms.iter().map(cids).collect(),
-            late: self.late.iter().map(|(_, name)| name.to_string()).collect(),
-        }
-    }
-
-    pub fn restore(snapshot: Snapshot, now: Instant) -> Self {
-        let mut rooms = Self::default();
-        let Snapshot { mut members, rooms: names, late } = snapshot;
-        for (name, cids) in names {
-            for cid in cids {
-                if let Some(Known { room, edge, instance, user }) = members.remove(&cid) {
-                    rooms.join(Join { cid, edge, instance, room, user, again: true }, now);
+        let here = members.filter_map(|seat| Some((seat, self.members.get(&seat.cid)?.user.as_ref()?)));
+        let mut here = here.peekable();
+        let mut away = self.remote.named(room).peekable();
+        let mut names: Vec<&str> = Vec::new();
+        loop {
+            let is_here_first = match (here.peek(), away.peek()) {
+                (None, None) => return self.notice(room, "user_list", None, names),
+                (Some((seat, _)), Some(((since, node, cid), _))) => {
+                    (seat.since, &*self.cluster.node, seat.cid) < (*since, &**node, *cid)
                 }
-            }
-            debug_assert!(rooms.rooms.contains_key(name.as_str()));
+                (here, _) => here.is_some(),
+            };
+            let user = match is_here_first {
+                true => here.next().map(|(_, user)| user),
+                false => away.next().map(|(_, user)| user),
+            };
+            names.extend(user.map(|user| user.username.as_str()));
         }
-        for name in late {
-            let name: Arc<str> = name.into();
-            if let Some(room) = rooms.rooms.get_mut(&name) {
-                room.is_late = true;
-                rooms.late.insert((now, name));
-            }
-        }
-        rooms
+    }
+}
+
+impl Room {
+    fn seat(&mut self, seat: Seat) {
+        // Who comes is the last one, unless an edge tells again of those it has.
+        let after = |known: &Seat| (known.since, known.cid) < (seat.since, seat.cid);
+        let place = if self.members.last().is_none_or(after) {
+            self.members.len()
+        } else {
+            self.members.partition_point(after)
+        };
+        self.members.insert(place, seat);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn join(cid: Cid, room: &str, name: Option<&str>) -> Join {
-        let user = name.map(|name| User { id: format!("id-{name}"), username: name.into() });
-        Join { cid, edge: "e/E".into(), instance: 1, room: room.into(), user, again: false }
-    }
-
-    /// A time after which every list is sent at once.
-    fn later(start: Instant, step: u32) -> Instant {
-        start + LIST_PERIOD * step
-    }
-
-    fn frames(notices: &[Notice]) -> Vec<(Vec<Cid>, &str)> {
-        notices
-            .iter()
-            .map(|notice| {
-                (notice.to.values().flatten().copied().collect(), std::str::from_utf8(&notice.frame).unwrap())
-            })
-            .collect()
-    }
-
-    #[test]
-    fn join_then_user_list_and_leave_then_user_list() {
-        let mut rooms = Rooms::default();
-        let start = Instant::now();
-        rooms.join(join(1, "r", Some("Ann")), later(start, 1));
-        let joined = rooms.join(join(2, "r", Some("Bob")), later(start, 2));
-        assert_eq!(
-            frames(&joined),
-            [
-                (vec![1, 2], r#"{"msgtype":"join","username":"Bob","data":" joined the chat room."}"#),
-                (vec![1, 2], r#"{"msgtype":"user_list","data":["Ann","Bob"]}"#),
-            ]
-        );
-        let left = rooms.leave(1, later(start, 13));
-        assert_eq!(
-            frames(&left),
-            [
-                (vec![2], r#"{"msgtype":"leave","username":"Ann","data":" left the chat room."}"#),
-                (vec![2], r#"{"msgtype":"user_list","data":["Bob"]}"#),
-            ]
-        );
-        assert_eq!(rooms.leave(2, later(start, 14)), []);
-        assert!(rooms.rooms.is_empty() && rooms.members.is_empty());
-    }
-
-    #[test]
-    fn anonymous_peers_are_not_named() {
-        let mut rooms = Rooms::default();
-        let start = Instant::now();
-        assert_eq!(
-            frames(&rooms.join(join(1, "r", None), later(start, 3))),
-            [(vec![1], r#"{"msgtype":"user_list","data":[]}"#)]
-        );
-    }
-
-    #[test]
-    fn a_second_hello_leaves_no_ghost() {
-        let mut rooms = Rooms::default();
-        let start = Instant::now();
-        rooms.join(join(1, "a", None), later(start, 4));
-        rooms.join(join(2, "a", Some("Ann")), later(start, 5));
-        let moved = rooms.join(join(2, "b", Some("Ann")), later(start, 6));
-        assert_eq!(moved.len(), 4);
-        assert_eq!(rooms.at(&Address::Room("a")).values().flatten().count(), 1);
-        assert_eq!(
-            rooms.join(join(2, "b", Some("Ann")), later(start, 7)),
-            [],
-            "the same again changes nothing"
-        );
-    }
-
-    #[test]
-    fn addresses() {
-        let mut rooms = Rooms::default();
-        let start = Instant::now();
-        rooms.join(join(1, "a", Some("Ann")), later(start, 8));
-        rooms.join(join(2, "b", Some("Ann")), later(start, 9));
-        rooms.join(join(3, "b", None), later(start, 10));
-        let count = |address| rooms.at(&address).values().flatten().count();
-        assert_eq!(count(Address::Users(vec!["id-Ann", "nobody"])), 2);
-        assert_eq!((count(Address::All), count(Address::Cid(3)), count(Address::Room("x"))), (3, 1, 0));
-    }
-
-    #[test]
-    fn peers_of_a_lost_edge_are_gone() {
-        let mut rooms = Rooms::default();
-        let start = Instant::now();
-        rooms.join(join(1, "a", None), later(start, 11));
-        rooms.join(Join { edge: "other/E".into(), ..join(2, "a", None) }, later(start, 90));
-        let notices = rooms.lose_edge("e/E", 1, later(start, 99));
-        assert_eq!(frames(&notices), [(vec![2], r#"{"msgtype":"user_list","data":[]}"#)]);
-        assert_eq!(rooms.at(&Address::All).values().flatten().count(), 1);
-    }
-
-    #[test]
-    fn peers_of_a_later_instance_stay_when_the_news_comes_late() {
-        let mut rooms = Rooms::default();
-        let start = Instant::now();
-        rooms.join(join(1, "a", None), later(start, 1));
-        rooms.join(Join { instance: 2, ..join(2, "a", None) }, later(start, 20));
-        let notices = rooms.lose_edge("e/E", 1, later(start, 40));
-        assert_eq!(frames(&notices), [(vec![2], r#"{"msgtype":"user_list","data":[]}"#)]);
-        assert_eq!(rooms.at(&Address::Room("a")).values().flatten().count(), 1);
-        assert_eq!(rooms.lose_edge("e/E", 2, later(start, 60)), []);
-        assert!(rooms.rooms.is_empty() && rooms.members.is_empty());
-    }
-
-    #[test]
-    fn state_comes_back_as_it_was() {
-        let mut rooms = Rooms::default();
-        let start = Instant::now();
-        rooms.join(join(1, "a", Some("Ann")), later(start, 12));
-        rooms.join(join(2, "a", None), later(start, 1));
-        let bytes = serde_json::to_vec(&rooms.snapshot()).unwrap();
-        let mut back = Rooms::restore(serde_json::from_slice(&bytes).unwrap(), start);
-        back.lists_due(start);
-        assert_eq!(
-            frames(&back.leave(2, later(start, 9))),
-            [(vec![1], r#"{"msgtype":"user_list","data":["Ann"]}"#)]
-        );
-        assert_eq!(back.leave(1, start), []);
-    }
-
-    #[test]
-    fn many_changes_at_once_make_two_lists() {
-        let mut rooms = Rooms::default();
-        let start = Instant::now();
-        assert_eq!(rooms.join(join(1, "r", None), start).len(), 1, "at once");
-        for cid in 2..50 {
-            assert_eq!(rooms.join(join(cid, "r", None), start), [], "not again so soon");
-        }
-        assert_eq!(rooms.next_list(), Some(start + LIST_PERIOD));
-        assert_eq!(rooms.lists_due(start), []);
-        let late = rooms.lists_due(start + LIST_PERIOD);
-        assert_eq!(late.len(), 1);
-        assert_eq!(late[0].to.values().flatten().count(), 49);
-        assert_eq!(rooms.next_list(), None);
-        let restored = Rooms::restore(rooms.snapshot(), start);
-        assert_eq!(restored.next_list(), None);
-        rooms.leave(1, start + LIST_PERIOD);
-        let mut restored = Rooms::restore(rooms.snapshot(), start);
-        assert_eq!(restored.lists_due(start).len(), 1, "what was late is not forgotten");
-    }
-}
+mod tests;

@@ -279,7 +279,7 @@ impl Dispatch {
             // The answer may be older than the revocation.
             return Err(Error::refused("your session was revoked; log in again"));
         }
-        self.send_join(link.cid, room, user, false)?;
+        self.send_join(link.cid, room, user, None)?;
         open.join(room, identity, token);
         if let Some(remaining) = open.remaining() {
             // It is looked at then, and says when to look again.
@@ -288,9 +288,19 @@ impl Dispatch {
         Ok(())
     }
 
-    fn send_join(&self, cid: Cid, room: &str, user: Option<&User>, again: bool) -> Result<()> {
+    /// A peer joins; `again`: it has, at that time, and the room service forgot it.
+    fn send_join(&self, cid: Cid, room: &str, user: Option<&User>, again: Option<u64>) -> Result<()> {
         let (edge, instance) = self.services.own.clone();
-        let join = Join { cid, edge, instance, room: room.into(), user: user.cloned(), again };
+        let since = again.filter(|since| *since > 0);
+        let join = Join {
+            cid,
+            edge,
+            instance,
+            room: room.into(),
+            user: user.cloned(),
+            again: again.is_some(),
+            since,
+        };
         self.services.room.call_json(JOIN, &join)
     }
 
@@ -342,7 +352,8 @@ impl Dispatch {
     fn announce(&mut self, link: &Link<'_, Peer>) {
         let Peer::Open(open) = &*link.peer else { return };
         let Some(joined) = open.joined.as_ref().filter(|_| !self.is_room_lost) else { return };
-        if let Err(error) = self.send_join(link.cid, &joined.room, joined.user.as_ref(), true) {
+        let (room, user) = (&joined.room, joined.user.as_ref());
+        if let Err(error) = self.send_join(link.cid, room, user, Some(joined.since)) {
             // It is asked no further: each of them would wait. When it serves again, it is told again.
             self.is_room_lost = true;
             tracing::warn!("the room service does not take its peers back: {error}");

@@ -77,6 +77,9 @@ pub struct Open {
 pub struct Joined {
     pub room: Box<str>,
     pub user: Option<User>,
+    /// Since when: microseconds since 1970; 0: a build before did not say.
+    #[serde(default)]
+    pub since: u64,
 }
 
 impl Open {
@@ -92,7 +95,11 @@ impl Open {
     pub fn join(&mut self, room: &str, identity: Option<Identity>, token: u64) {
         self.token = token;
         self.expires = identity.as_ref().and_then(|identity| identity.expires);
-        self.joined = Some(Joined { room: room.into(), user: identity.map(|identity| identity.user) });
+        let user = identity.map(|identity| identity.user);
+        let stays = |joined: &Joined| *joined.room == *room && joined.user == user;
+        if !self.joined.as_ref().is_some_and(stays) {
+            self.joined = Some(Joined { room: room.into(), user, since: since_1970().as_micros() as u64 });
+        }
     }
 
     /// Who it is; None: nobody knows.
@@ -111,7 +118,8 @@ impl Open {
     }
 }
 
-fn since_1970() -> Duration {
+/// The time since 1970.
+pub fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use zephserver_plugin::contract::page::{Page, Shown};
-use zephserver_plugin::contract::peer::{Cid, Digits};
+use zephserver_plugin::contract::peer::Digits;
 use zephserver_plugin::contract::session::User;
 
-use super::Rooms;
+use super::{Rooms, Seat};
 
 /// Some of all rooms, by name.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -76,14 +76,14 @@ impl Rooms {
     /// Who is in a room; None: nobody, so there is no such room.
     pub fn crowd(&self, room: &str) -> Option<Crowd> {
         let members = &self.rooms.get(room)?.members;
-        let user = |(cid, _): &(Cid, u32)| self.members.get(cid)?.user.clone();
+        let user = |seat: &Seat| self.members.get(&seat.cid)?.user.clone();
         Some(Crowd { peers: members.len(), users: members.iter().filter_map(user).collect() })
     }
 
     /// A page of the members of a room; None: there is no such room.
     pub fn members(&self, room: &str, page: Page) -> Option<MemberList> {
         let members = &self.rooms.get(room)?.members;
-        let row = |(cid, edge): &(Cid, u32)| {
+        let row = |Seat { cid, edge, .. }: &Seat| {
             let user = self.members.get(cid).and_then(|member| member.user.as_deref());
             MemberRow {
                 cid: Digits(*cid),
@@ -102,6 +102,7 @@ mod tests {
     use std::time::Instant;
 
     use serde_json::json;
+    use zephserver_plugin::contract::peer::Cid;
     use zephserver_plugin::contract::room::Join;
 
     use super::*;
@@ -118,7 +119,15 @@ mod tests {
             (Cid::MAX, "a", user("Bob")),
             (5, "c", None),
         ] {
-            let join = Join { cid, edge: "e/E".into(), instance: 1, room: room.into(), user, again: true };
+            let join = Join {
+                cid,
+                edge: "e/E".into(),
+                instance: 1,
+                room: room.into(),
+                user,
+                again: true,
+                since: None,
+            };
             rooms.join(join, Instant::now());
         }
         rooms
@@ -189,7 +198,8 @@ mod tests {
         let mut rooms = Rooms::default();
         for cid in 0..10_000 {
             let room = format!("room-{cid:05}");
-            let join = Join { cid, edge: "e/E".into(), instance: 1, room, user: None, again: true };
+            let join =
+                Join { cid, edge: "e/E".into(), instance: 1, room, user: None, again: true, since: None };
             rooms.join(join, Instant::now());
         }
         let list = listed(&rooms, Page { offset: 9_900, limit: 100 });
