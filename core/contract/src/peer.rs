@@ -119,9 +119,59 @@ impl<'a> Delivery<'a> {
     }
 }
 
+/// Name of the event by which an edge says, or tells one other node, whose peers are to be closed: [`Kicks`] as JSON.
+pub const KICKS: &str = "edge.kicks/1";
+/// Name of the event by which an edge asks another node for the kicks that it knows: [`Ask`](crate::event::Ask) as
+/// JSON. The answer is [`KICKS`], in parts.
+pub const ASK_KICKS: &str = "edge.ask_kicks/1";
+
+/// Whose peers an operator has closed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kicks {
+    /// The node that says so.
+    pub node: String,
+    /// Kicks that are not long ago.
+    pub kicks: Vec<Kick>,
+    /// No further part of the answer follows.
+    pub last: bool,
+}
+
+/// A kick: peers that were connected at that time are closed, each time it is heard of for the first time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kick {
+    /// A number that no other kick has.
+    pub id: u64,
+    /// Whom it is about.
+    pub who: Kicked,
+    /// How many milliseconds ago it was.
+    pub age_ms: u64,
+}
+
+/// Whom a kick is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kicked {
+    /// One peer.
+    Cid(Cid),
+    /// All peers of the user with this id.
+    User(String),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kick_looks_like_this() {
+        let kick = |id, who| Kick { id, who, age_ms: 5 };
+        let kicks = vec![kick(1, Kicked::Cid(7)), kick(2, Kicked::User("7".into()))];
+        let told = Kicks { node: "a".into(), kicks, last: true };
+        let json = serde_json::to_string(&told).unwrap();
+        let (one, two) =
+            (r#"{"id":1,"who":{"cid":7},"age_ms":5}"#, r#"{"id":2,"who":{"user":"7"},"age_ms":5}"#);
+        assert_eq!(json, format!(r#"{{"node":"a","kicks":[{one},{two}],"last":true}}"#));
+        assert_eq!(serde_json::from_str::<Kicks>(&json).unwrap(), told);
+    }
 
     #[test]
     fn cookies_and_origin_are_in_the_headers() {

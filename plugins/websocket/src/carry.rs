@@ -1,5 +1,6 @@
 //! The edge as one generation carries it to the next: version 1. The descriptors of the sockets go beside the
-//! bytes, in the order of the connections.
+//! bytes, in the order of the connections. What came to it later may be absent, and builds that do not know it pass
+//! over it: so one can go back to them.
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -8,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use zeph_edge::{Carried, CarriedPeers, Cid, Loop, Peers};
+use zephserver_plugin::contract::peer::Kick;
 use zephserver_plugin::{Error, Imported, Result, State};
 
 use crate::crew::Part;
@@ -27,6 +29,8 @@ struct Whole {
     peers: CarriedPeers,
     tokens: Tokens,
     loops: Vec<ByteBuf>,
+    #[serde(default)]
+    kicks: Vec<Kick>,
 }
 
 #[derive(Serialize)]
@@ -62,6 +66,8 @@ pub struct Inheritance {
 pub struct Estate {
     pub peers: Peers,
     pub tokens: Tokens,
+    /// Those of the last minutes.
+    pub kicks: Vec<Kick>,
     /// One for each loop.
     pub loops: Vec<Inheritance>,
     /// Questions whose cookie names another loop than the one that has them: there were as many loops before.
@@ -89,10 +95,10 @@ pub fn part(one: &mut Loop<Sockets>, inbox: &Inbox, loops: usize) -> Result<Part
 }
 
 /// All that an edge leaves.
-pub fn whole(peers: &Peers, tokens: Tokens, parts: Vec<Part>) -> Result<State> {
+pub fn whole(peers: &Peers, tokens: Tokens, kicks: Vec<Kick>, parts: Vec<Part>) -> Result<State> {
     let (loops, sockets): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
     let loops = loops.into_iter().map(ByteBuf::from).collect();
-    let mut state = State::bytes(encode(&Whole { peers: peers.carried(), tokens, loops })?);
+    let mut state = State::bytes(encode(&Whole { peers: peers.carried(), tokens, loops, kicks })?);
     for socket in sockets.iter().flatten() {
         state.push_fd(socket);
     }
@@ -101,7 +107,7 @@ pub fn whole(peers: &Peers, tokens: Tokens, parts: Vec<Part>) -> Result<State> {
 
 /// Takes over what an edge has left, for so many loops.
 pub fn estate(state: Imported<'_>, loops: usize) -> Result<Estate> {
-    let Whole { peers, tokens, loops: parts } = decode(state.bytes)?;
+    let Whole { peers, tokens, loops: parts, kicks } = decode(state.bytes)?;
     let mut estate: Vec<Inheritance> = (0..loops).map(|_| Inheritance::default()).collect();
     let mut cids: Vec<Cid> = Vec::with_capacity(state.fds());
     let mut strays = HashMap::new();
@@ -126,7 +132,7 @@ pub fn estate(state: Imported<'_>, loops: usize) -> Result<Estate> {
         let text = format!("{} connections, but {} sockets were handed over", cids.len(), state.fds());
         return Err(Error::internal(text));
     }
-    Ok(Estate { peers: Peers::restored(&peers, cids.into_iter()), tokens, loops: estate, strays })
+    Ok(Estate { peers: Peers::restored(&peers, cids.into_iter()), tokens, kicks, loops: estate, strays })
 }
 
 fn encode(value: &impl Serialize) -> Result<Vec<u8>> {

@@ -15,10 +15,11 @@ use zephserver_plugin::contract::session::{GET_USER_SESSION, GetUserSession, Ide
 use zephserver_plugin::{Error, Handle, Result, tracing};
 
 use crate::inbox::{Answer, Inbox, Letters, asker, first_cookie};
+use crate::kicks::Closing;
 use crate::message::{self, Kind, Message};
 use crate::peer::{Open, Peer, SESSION_OVER, Tokens, close, send_error};
 use crate::settings::Settings;
-use crate::verbs::Errand;
+use crate::verbs::{Errand, kicked};
 
 /// An answer that does not come in this time never comes: routers and tasks have shorter deadlines.
 pub const LONGEST: Duration = Duration::from_secs(3600);
@@ -63,6 +64,8 @@ pub enum Note {
     Announce,
     /// The sessions of this user were revoked.
     Revoked(String),
+    /// The operator of another node wants them closed.
+    Closing(Closing),
     Errand(Errand),
 }
 
@@ -316,7 +319,7 @@ impl Dispatch {
     /// Takes what other threads have put into the inbox.
     pub fn woken(&mut self) -> Vec<(To, Note)> {
         let mut notes = Vec::new();
-        let Letters { answers, announce, revoked, errands } = self.inbox.take();
+        let Letters { answers, announce, revoked, closing, errands } = self.inbox.take();
         if announce {
             self.is_room_lost = false;
             notes.push((To::All, Note::Announce));
@@ -334,6 +337,7 @@ impl Dispatch {
                 notes.push((To::One(asked.cid()), Note::Answer(asked, answer)));
             }
         }
+        notes.extend(closing.into_iter().map(|closing| (To::All, Note::Closing(closing))));
         notes.extend(errands.into_iter().map(|errand| (To::All, Note::Errand(errand))));
         notes
     }
@@ -344,6 +348,7 @@ impl Dispatch {
             Note::Answer(asked, answer) => self.answered(link, asked, answer),
             Note::Announce => self.announce(link),
             Note::Revoked(user) => revoked(link, user),
+            Note::Closing(closing) => kicked(link, closing),
             Note::Errand(errand) => errand.run(link),
         }
     }

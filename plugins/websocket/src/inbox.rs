@@ -1,5 +1,5 @@
 //! What other threads have for a loop: answers to its questions, the wish to announce its peers, whose session
-//! was revoked, and errands of operators.
+//! was revoked, whom other nodes want closed, and errands of operators.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use zephserver_plugin::Error;
 
+use crate::kicks::Closing;
 use crate::verbs::Errand;
 
 /// A question's number: which loop asked is in its upper bits, below the SDK's own.
@@ -38,6 +39,9 @@ pub struct Letters {
     pub announce: bool,
     /// Users whose sessions were revoked.
     pub revoked: Vec<String>,
+    /// Whom operators of other nodes want closed.
+    #[serde(default)]
+    pub closing: Vec<Closing>,
     /// Not carried: whoever waits for them hears that, and may ask again.
     #[serde(skip)]
     pub errands: Vec<Errand>,
@@ -53,7 +57,8 @@ impl Inbox {
         // Errands are held by nobody else, so that who waits for them hears when they are done.
         let inner = self.lock();
         let (answers, revoked) = (inner.answers.clone(), inner.revoked.clone());
-        Letters { answers, announce: inner.announce, revoked, errands: Vec::new() }
+        let closing = inner.closing.clone();
+        Letters { answers, announce: inner.announce, revoked, closing, errands: Vec::new() }
     }
 
     /// Puts in what lay in another.
@@ -62,6 +67,7 @@ impl Inbox {
         inner.answers.extend(letters.answers);
         inner.announce |= letters.announce;
         inner.revoked.extend(letters.revoked);
+        inner.closing.extend(letters.closing);
     }
 
     pub fn put(&self, cookie: u64, answer: Answer) {
@@ -74,6 +80,10 @@ impl Inbox {
 
     pub fn revoke(&self, user: &str) {
         self.lock().revoked.push(user.into());
+    }
+
+    pub fn close(&self, closing: &[Closing]) {
+        self.lock().closing.extend_from_slice(closing);
     }
 
     pub fn send(&self, errand: Errand) {

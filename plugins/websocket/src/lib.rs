@@ -1,8 +1,8 @@
 //! WebSocket clients: bytes to frames and back. Each file answers one question: [`handshake`] who may
 //! come in, [`codec`] what is a frame, [`message`] what is in it ([`scan`] reads its JSON), [`peer`] what is kept of a connection,
 //! [`sockets`] what its bytes mean, [`dispatch`] what a message means, [`http`] what else is served here,
-//! [`crew`] how the loops keep together, [`carry`] what passes to the next generation, and [`verbs`] what
-//! operators can do.
+//! [`crew`] how the loops keep together, [`carry`] what passes to the next generation, [`verbs`] what
+//! operators can do, and [`kicks`] what those of other nodes did.
 
 mod settings;
 
@@ -16,6 +16,7 @@ mod crew;
 mod dispatch;
 mod http;
 mod inbox;
+mod kicks;
 mod peer;
 mod sockets;
 mod verbs;
@@ -29,6 +30,7 @@ use carry::Inheritance;
 use crew::{After, Crew, Stopped};
 use dispatch::{Dispatch, Services};
 use inbox::Inbox;
+use kicks::Desk;
 use peer::Tokens;
 use settings::Settings;
 use sockets::Sockets;
@@ -36,7 +38,7 @@ use verbs::Errand;
 use zeph_edge::{Doors, Framing, Limits, Loop, Peers, Waking};
 use zephserver_plugin::contract::event::{Change, SERVICE_CHANGED, ServiceChanged};
 use zephserver_plugin::contract::page::Words;
-use zephserver_plugin::contract::peer::{Delivery, SEND};
+use zephserver_plugin::contract::peer::{ASK_KICKS, Delivery, KICKS, SEND};
 use zephserver_plugin::contract::session::{REVOKED, Revoked};
 use zephserver_plugin::{
     Call, Declare, Error, Event, Host, Imported, Listener, Reply, Result, Service, Start, State, Stop,
@@ -65,6 +67,7 @@ struct WebSocket {
     strays: Mutex<HashMap<u64, usize>>,
     /// The timer for the next figures.
     figures: AtomicU64,
+    kicks: Desk,
 }
 
 /// What all loops have in common: made here, or inherited.
@@ -107,6 +110,7 @@ impl Service for WebSocket {
             inherited: Mutex::default(),
             strays: Mutex::default(),
             figures: AtomicU64::new(0),
+            kicks: Desk::default(),
         })
     }
 
@@ -116,12 +120,14 @@ impl Service for WebSocket {
         self.common.set(common).map_err(|_| Error::internal("state was imported twice"))?;
         *lock(&self.inherited) = estate.loops;
         *lock(&self.strays) = estate.strays;
+        self.kicks.inherit(&estate.kicks);
         Ok(())
     }
 
     fn init(&self) -> Result<()> {
         self.host.subscribe(SERVICE_CHANGED)?;
         self.host.subscribe(REVOKED)?;
+        self.kicks.listen(&self.host)?;
         self.figures.store(self.host.after(METRICS)?, Ordering::Relaxed);
         self.open()
     }
@@ -188,7 +194,8 @@ impl Service for WebSocket {
     }
 
     fn export_state(&self) -> Result<State> {
-        carry::whole(&self.common().peers, self.common().tokens, self.crew.carry()?)
+        let Common { peers, tokens } = self.common();
+        carry::whole(peers, *tokens, self.kicks.carried(), self.crew.carry()?)
     }
 
     fn call(&self, call: Call<'_>) -> Result<Reply> {
@@ -206,8 +213,10 @@ impl Service for WebSocket {
                 Reply::json(&verbs::sessions(Words::read(call.json()?)?, |errand| self.send(errand))?)
             }
             "kick/1" => {
-                let closed = verbs::kick(&call.json::<Vec<String>>()?, |errand| self.send(errand))?;
-                Reply::json(&serde_json::json!({"closed": closed}))
+                let who = verbs::whom(&call.json::<Vec<String>>()?)?;
+                let say = |who: &_, closed| self.kicks.say(&self.host, who, closed);
+                let (closed, told) = verbs::close_all(who, |errand| self.send(errand), say)?;
+                Reply::json(&serde_json::json!({"closed": closed, "told": told}))
             }
             _ => call.unknown_method(),
         }
@@ -234,11 +243,19 @@ impl Service for WebSocket {
                 self.inboxes.iter().for_each(|inbox| inbox.revoke(&user));
                 self.wake_all();
             }
-            // One of a generation before is not ours.
+            Event::Said { name: KICKS, payload } => {
+                let closing = self.kicks.heard(payload);
+                self.inboxes.iter().for_each(|inbox| inbox.close(&closing));
+                self.wake_all();
+            }
+            Event::Said { name: ASK_KICKS, payload } => self.kicks.asked(&self.host, payload)?,
+            Event::Node { name, change } => self.kicks.node(&self.host, name, change)?,
             Event::Timer { token } if token == self.figures.load(Ordering::Relaxed) => {
                 self.figures.store(self.host.after(METRICS)?, Ordering::Relaxed);
                 self.show_figures()?;
             }
+            // One of a generation before is nobody's.
+            Event::Timer { token } => drop(self.kicks.timer(&self.host, token)?),
             _ => {}
         }
         Ok(())

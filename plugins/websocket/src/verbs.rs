@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use zeph_edge::Link;
 use zephserver_plugin::contract::page::{Page, Shown, Words};
-use zephserver_plugin::contract::peer::{Cid, Digits};
+use zephserver_plugin::contract::peer::{Cid, Digits, Kicked};
 use zephserver_plugin::contract::session::User;
 use zephserver_plugin::{Error, Result};
 
+use crate::kicks::{Closing, LONGEST_ID};
 use crate::peer::{Open, Peer, close};
 
 /// How long the loops may take.
@@ -37,11 +38,9 @@ enum Deed {
 
 /// Whom it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Who {
+enum Who {
     All,
-    Cid(Cid),
-    /// The id of a user.
-    User(String),
+    Some(Kicked),
 }
 
 /// A peer that an errand is about.
@@ -55,12 +54,15 @@ pub struct Found {
 }
 
 impl Who {
-    fn is(&self, cid: Cid, open: &Open) -> bool {
-        match self {
-            Self::All => true,
-            Self::Cid(known) => *known == cid,
-            Self::User(id) => open.user().is_some_and(|user| user.id == *id),
-        }
+    fn of(user: Option<String>) -> Self {
+        user.map_or(Self::All, |id| Self::Some(Kicked::User(id)))
+    }
+}
+
+fn is(who: &Kicked, cid: Cid, open: &Open) -> bool {
+    match who {
+        Kicked::Cid(known) => *known == cid,
+        Kicked::User(id) => open.user().is_some_and(|user| user.id == *id),
     }
 }
 
@@ -69,7 +71,7 @@ impl Errand {
     pub fn run(&self, link: &mut Link<'_, Peer>) {
         let address = link.address().map_or_else(|_| "-".into(), |address| address.to_string());
         let Peer::Open(open) = &*link.peer else { return };
-        if !self.who.is(link.cid, open) {
+        if matches!(&self.who, Who::Some(who) if !is(who, link.cid, open)) {
             return;
         }
         let room = open.joined.as_ref().map(|joined| joined.room.to_string());
@@ -77,8 +79,20 @@ impl Errand {
         // Whoever asked may not wait any more: then the rest is done all the same.
         let _ = self.found.send(Found { cid, address, seconds, room, user });
         if self.deed == Deed::Close {
-            close(link, KICKED, "closed by the operator");
+            kick(link);
         }
+    }
+}
+
+fn kick(link: &mut Link<'_, Peer>) {
+    close(link, KICKED, "closed by the operator");
+}
+
+/// The operator of another node wants a peer closed, if it is this one, and was here then.
+pub fn kicked(link: &mut Link<'_, Peer>, closing: &Closing) {
+    let Peer::Open(open) = &*link.peer else { return };
+    if open.since <= closing.before && is(&closing.who, link.cid, open) {
+        kick(link);
     }
 }
 
@@ -140,7 +154,7 @@ struct SessionRow {
 
 /// `peers [USER]`
 pub fn peers(words: Words, send: impl FnOnce(Errand)) -> Result<Peers> {
-    let mut found = collect(words.name.map_or(Who::All, Who::User), Deed::Look, send)?;
+    let mut found = collect(Who::of(words.name), Deed::Look, send)?;
     found.sort_unstable_by_key(|one| one.cid);
     let total = found.len();
     let row = |one: Found| {
@@ -153,7 +167,7 @@ pub fn peers(words: Words, send: impl FnOnce(Errand)) -> Result<Peers> {
 
 /// `sessions [USER]`
 pub fn sessions(words: Words, send: impl FnOnce(Errand)) -> Result<Sessions> {
-    let found = collect(words.name.map_or(Who::All, Who::User), Deed::Look, send)?;
+    let found = collect(Who::of(words.name), Deed::Look, send)?;
     Ok(by_user(found, words.page))
 }
 
@@ -174,16 +188,37 @@ fn by_user(found: Vec<Found>, page: Page) -> Sessions {
     Sessions { sessions: page.of(users.into_values()).collect(), anonymous, shown: page.shown(total) }
 }
 
-/// `kick CID`, `kick --user ID`: how many were closed.
-pub fn kick(words: &[String], send: impl FnOnce(Errand)) -> Result<usize> {
-    let who = match words {
-        [option, id] if option == "--user" => Who::User(id.clone()),
-        [cid] if !cid.starts_with("--") => Who::Cid(cid.parse::<Digits>()?.0),
-        _ => return Err(Error::invalid("usage: kick CID, or kick --user ID; `peers` lists both")),
-    };
-    match collect(who, Deed::Close, send)?.len() {
-        0 => Err(Error::not_found("no such peer is here; `peers` lists who is")),
-        count => Ok(count),
+/// Whom `kick CID` and `kick --user ID` are about.
+pub fn whom(words: &[String]) -> Result<Kicked> {
+    match words {
+        [option, id] if option == "--user" && id.len() > LONGEST_ID => {
+            Err(Error::invalid(format!("the id of a user to be kicked has at most {LONGEST_ID} bytes")))
+        }
+        [option, id] if option == "--user" => Ok(Kicked::User(id.clone())),
+        [cid] if !cid.starts_with("--") => Ok(Kicked::Cid(cid.parse::<Digits>()?.0)),
+        _ => Err(Error::invalid("usage: kick CID, or kick --user ID; `peers` lists both")),
+    }
+}
+
+/// Closes peers of this node, and has `say` tell the other nodes, unless it was one peer and is found: how many were
+/// closed, and how many nodes were told.
+pub fn close_all(
+    who: Kicked,
+    send: impl FnOnce(Errand),
+    say: impl FnOnce(&Kicked, usize) -> Result<u64>,
+) -> Result<(usize, u64)> {
+    let closed = collect(Who::Some(who.clone()), Deed::Close, send)?.len();
+    if closed > 0 && matches!(who, Kicked::Cid(_)) {
+        return Ok((closed, 0));
+    }
+    match say(&who, closed) {
+        Ok(0) if closed == 0 => Err(Error::not_found("no such peer is here; `peers` lists who is")),
+        Ok(told) => Ok((closed, told)),
+        Err(error) => {
+            let text =
+                format!("{closed} closed here, but the other nodes were not told: {error}; kick again");
+            Err(Error::new(error.code, text))
+        }
     }
 }
 
@@ -226,21 +261,33 @@ mod tests {
 
     #[test]
     fn a_kick_names_one_peer_or_one_user() {
-        let list = |words: &[&str]| words.iter().map(|word| word.to_string()).collect::<Vec<_>>();
-        let sent = |expected: Who| {
-            move |errand: Errand| {
-                assert_eq!(errand.who, expected);
-                errand.found.send(found(1, None)).unwrap();
-            }
-        };
-        assert_eq!(kick(&list(&["17"]), sent(Who::Cid(17))).unwrap(), 1);
-        assert_eq!(kick(&list(&["--user", "7"]), sent(Who::User("7".into()))).unwrap(), 1);
-        assert_eq!(kick(&list(&["17"]), drop).unwrap_err().code.name(), "not_found");
-        for wrong in [list(&[]), list(&["--user"]), list(&["a", "b"]), list(&["Ann"])] {
-            assert_eq!(
-                kick(&wrong, |_| panic!("nobody is to be closed")).unwrap_err().code.name(),
-                "invalid"
-            );
+        let whom = |words: &[&str]| whom(&words.iter().map(|word| word.to_string()).collect::<Vec<_>>());
+        assert_eq!(whom(&["17"]), Ok(Kicked::Cid(17)));
+        assert_eq!(whom(&["--user", "7"]), Ok(Kicked::User("7".into())));
+        for wrong in [&[][..], &["--user"], &["a", "b"], &["Ann"], &["--user", &"x".repeat(LONGEST_ID + 1)]] {
+            assert_eq!(whom(wrong).unwrap_err().code.name(), "invalid");
         }
+    }
+
+    #[test]
+    fn a_kick_is_said_to_others_unless_the_peer_is_found() {
+        let kick = |who, here: usize, told: Result<u64>| {
+            let send = |errand: Errand| {
+                assert!(errand.deed == Deed::Close);
+                (0..here).for_each(|_| errand.found.send(found(1, None)).unwrap());
+            };
+            close_all(who, send, |_, closed| {
+                assert_eq!(closed, here);
+                told
+            })
+        };
+        let (cid, user) = (Kicked::Cid(17), Kicked::User("7".into()));
+        assert_eq!(kick(cid.clone(), 1, Err(Error::internal("nobody is to be told"))), Ok((1, 0)));
+        assert_eq!(kick(cid.clone(), 0, Ok(2)), Ok((0, 2)));
+        assert_eq!(kick(cid, 0, Ok(0)).unwrap_err().code.name(), "not_found");
+        assert_eq!(kick(user.clone(), 3, Ok(2)), Ok((3, 2)));
+        assert_eq!(kick(user.clone(), 3, Ok(0)), Ok((3, 0)));
+        let error = kick(user, 3, Err(Error::busy("full"))).unwrap_err();
+        assert!(error.code.name() == "busy" && error.text.starts_with("3 closed here, but"), "{error}");
     }
 }

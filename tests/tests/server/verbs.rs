@@ -74,9 +74,9 @@ fn who_is_connected_is_shown_and_can_be_closed() {
     assert!(shown.starts_with("total: 1\n") && shown.contains("Bob"), "{shown}");
 
     let cid = list["peers"][2]["cid"].as_str().unwrap().to_string();
-    assert_eq!(server.ask(&format!("kick {cid}")).unwrap(), json!({"closed": 1}));
+    assert_eq!(server.ask(&format!("kick {cid}")).unwrap(), json!({"closed": 1, "told": 0}));
     assert_eq!(guest.closed_with(), (4403, "closed by the operator".into()));
-    assert_eq!(server.ask("kick --user id-Ann").unwrap(), json!({"closed": 2}));
+    assert_eq!(server.ask("kick --user id-Ann").unwrap(), json!({"closed": 2, "told": 0}));
     assert_eq!((ann.closed_with().0, window.closed_with().0), (4403, 4403));
     bob.request("TaskEcho", Value::Null);
     let shown = server.command(&["kick", "--user", "id-Ann"]);
