@@ -18,6 +18,13 @@ pub const REVOKE: &str = "session.revoke/1";
 /// meanwhile perhaps the old one.
 pub const REVOKED: &str = "session.revoked";
 
+/// Name of the event by which a session service says, or tells one other node, whose sessions have ended:
+/// [`Revocations`] as JSON. Who hears it refuses those sessions as well, and tells its own node.
+pub const REVOCATIONS: &str = "session.revocations/1";
+/// Name of the event by which a session service asks another node for those that it knows:
+/// [`Ask`](crate::event::Ask) as JSON. The answer is [`REVOCATIONS`], in parts.
+pub const ASK_REVOCATIONS: &str = "session.ask_revocations/1";
+
 /// The question who sent a message. Asked at each hello, and at each later message whose `session_id`
 /// is another than the one before.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,6 +98,17 @@ pub struct Revoked {
     pub before: u64,
 }
 
+/// Whose sessions have ended, as nodes tell one another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocations {
+    /// The node that says so.
+    pub node: String,
+    /// Of each user the latest.
+    pub revoked: Vec<Revoked>,
+    /// No further part of the answer follows.
+    pub last: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,5 +143,8 @@ mod tests {
         assert_eq!(serde_json::to_string(&revoked).unwrap(), r#"{"user":"7","before":9}"#);
         let revoke: Revoke = serde_json::from_str(r#"{"user":"7"}"#).unwrap();
         assert_eq!(revoke.user, revoked.user);
+        let told = Revocations { node: "a".into(), revoked: vec![revoked], last: true };
+        let json = serde_json::to_string(&told).unwrap();
+        assert_eq!(json, r#"{"node":"a","revoked":[{"user":"7","before":9}],"last":true}"#);
     }
 }

@@ -1,20 +1,24 @@
 //! Who a peer is: everybody anonymous, or who a signed token says. [`token`] reads tokens, [`revocations`]
-//! knows which count no more, and [`file`](mod@file) keeps that over a start of the server.
+//! knows which count no more, [`cluster`] brings that to all nodes, and [`file`](mod@file) keeps it over a start of
+//! the server.
 
+mod cluster;
 mod file;
 mod revocations;
 mod token;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use revocations::{MOST, Revocations};
 use token::{Token, Tokens};
+use zephserver_plugin::cluster::Inquiry;
 use zephserver_plugin::contract::page::Words;
 use zephserver_plugin::contract::session::{
-    GET_USER_SESSION, GetUserSession, Identity, REVOKE, REVOKED, Revoke, Revoked,
+    ASK_REVOCATIONS, GET_USER_SESSION, GetUserSession, Identity, REVOCATIONS, REVOKE, REVOKED, Revoke,
+    Revoked,
 };
 use zephserver_plugin::{
     Call, Declare, Error, Event, Host, Imported, Reply, Result, Service, SettingType, Start, State, export,
@@ -38,6 +42,12 @@ struct Session {
     file: Option<PathBuf>,
     /// It began with what another instance left.
     inherited: AtomicBool,
+    /// Which nodes have not said yet what they know.
+    inquiry: Inquiry,
+    /// Parts of an answer are not kept yet.
+    owed: AtomicBool,
+    /// Something of another node that cannot be read was mentioned.
+    unreadable: OnceLock<()>,
 }
 
 impl Service for Session {
@@ -93,6 +103,9 @@ impl Service for Session {
             keeping: Mutex::default(),
             file: file.filter(|file| !file.as_os_str().is_empty()),
             inherited: AtomicBool::new(false),
+            inquiry: Inquiry::default(),
+            owed: AtomicBool::new(false),
+            unreadable: OnceLock::new(),
         })
     }
 
@@ -106,7 +119,7 @@ impl Service for Session {
         if !lock(&self.revocations).is_empty() {
             self.host.after(Duration::ZERO)?;
         }
-        Ok(())
+        self.listen()
     }
 
     fn call(&self, call: Call<'_>) -> Result<Reply> {
@@ -133,12 +146,18 @@ impl Service for Session {
     }
 
     fn event(&self, event: Event<'_>) -> Result<()> {
-        if let Event::Timer { .. } = event {
-            let _keeping = lock(&self.keeping);
-            // In the file as well: it may be named since the instance before.
-            self.keep()?;
+        match event {
+            Event::Timer { token } if self.inquiry.timer(&self.host, ASK_REVOCATIONS, token)? => Ok(()),
+            Event::Timer { .. } => {
+                let _keeping = lock(&self.keeping);
+                // In the file as well: it may be named since the instance before.
+                self.keep()
+            }
+            Event::Node { name, change } => self.inquiry.node(&self.host, ASK_REVOCATIONS, (name, change)),
+            Event::Said { name: REVOCATIONS, payload } => self.heard(payload),
+            Event::Said { name: ASK_REVOCATIONS, payload } => self.asked(payload),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn export_state(&self) -> Result<State> {
@@ -164,7 +183,7 @@ impl Session {
         Ok(Some(identity))
     }
 
-    /// Refuses from now on what a user was issued until now, and tells the node.
+    /// Refuses from now on what a user was issued until now, and tells this node and the others.
     fn revoke(&self, user: &str) -> Result<Revoked> {
         if self.tokens.is_none() {
             let text = "[session] backend is \"anonymous\": nobody has a session that could be revoked";
@@ -178,16 +197,16 @@ impl Session {
         let keeping = lock(&self.keeping);
         let (revoked, forgotten) = lock(&self.revocations).revoke(user, now());
         tracing::info!("the sessions of user {user:?} are revoked");
-        if let Some(Revoked { user, .. }) = forgotten {
-            tracing::warn!(
-                "more than {MOST} users are revoked: that of {user:?} was the oldest and is forgotten, its \
-                 tokens count again"
-            );
-        }
+        forgotten.iter().for_each(self::forgotten);
         let kept = self.keep();
         drop(keeping);
-        self.host.publish(REVOKED, &serde_json::to_vec(&revoked)?)?;
-        kept.map(|()| revoked)
+        self.tell_edges(&revoked)?;
+        let said = self.say(&revoked);
+        kept.and(said).map(|()| revoked)
+    }
+
+    fn tell_edges(&self, revoked: &Revoked) -> Result<()> {
+        self.host.publish(REVOKED, &serde_json::to_vec(revoked)?).map(drop)
     }
 
     /// For whoever comes after this instance, after a crash and after a start of the server.
@@ -201,6 +220,14 @@ impl Session {
         let revoked = lock(&self.revocations).snapshot();
         Ok(serde_json::to_vec(&revoked)?)
     }
+}
+
+/// Says whose revocation had to make room.
+fn forgotten(Revoked { user, .. }: &Revoked) {
+    tracing::warn!(
+        "more than {MOST} users are revoked: that of {user:?} was the oldest and is forgotten, its tokens count \
+         again"
+    );
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

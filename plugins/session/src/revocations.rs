@@ -56,6 +56,30 @@ impl Revocations {
         (Revoked { user: user.into(), before }, forgotten)
     }
 
+    /// Takes over what another node knows; answers what is new here, and who was forgotten for it.
+    pub fn merge(&mut self, revoked: Vec<Revoked>, now: u64) -> (Vec<Revoked>, Vec<Revoked>) {
+        self.forget_expired(now);
+        let (mut new, mut forgotten) = (Vec::new(), Vec::new());
+        for one in revoked {
+            let is_known = self.before.get(one.user.as_str()).is_some_and(|known| *known >= one.before);
+            // Where all is full of later ones it would be the first to be forgotten.
+            let is_oldest = self.before.len() >= MOST
+                && !self.before.contains_key(one.user.as_str())
+                && self.by_time.first().is_some_and(|(before, _)| *before >= one.before);
+            if !is_known && !is_oldest && !self.is_expired(one.before, now) {
+                forgotten.extend(self.insert(one.user.as_str().into(), one.before).1);
+                new.push(one);
+            }
+        }
+        (new, forgotten)
+    }
+
+    /// Those that count, the oldest first.
+    pub fn current(&mut self, now: u64) -> Vec<Revoked> {
+        self.forget_expired(now);
+        self.snapshot()
+    }
+
     /// True where what was issued to a user at a time counts no more. What does not say when it was issued
     /// may be as old as any.
     pub fn is_revoked(&self, user: &str, issued: Option<f64>, now: u64) -> bool {
@@ -183,6 +207,37 @@ mod tests {
         assert_eq!(forgotten, Some(Revoked { user: "1".into(), before: NOW + 1 }));
         assert!(revocations.is_revoked("new", None, 1) && !revocations.is_revoked("1", None, 1));
         assert_eq!(revocations.snapshot().len(), MOST);
+    }
+
+    #[test]
+    fn what_another_node_knows_is_merged_and_the_later_one_counts() {
+        let revoked = |user: &str, before| Revoked { user: user.into(), before };
+        let mut revocations = Revocations::new(KEPT);
+        revocations.revoke("7", NOW);
+        revocations.revoke("8", NOW);
+        let told =
+            vec![revoked("7", NOW + 3), revoked("8", NOW - 3), revoked("9", NOW), revoked("old", NOW - KEPT)];
+        let new = vec![revoked("7", NOW + 3), revoked("9", NOW)];
+        assert_eq!(revocations.merge(told.clone(), NOW), (new, vec![]));
+        assert_eq!(revocations.merge(told, NOW), (vec![], vec![]), "again it is nothing new");
+        let all = [revoked("8", NOW), revoked("9", NOW), revoked("7", NOW + 3)];
+        assert_eq!(revocations.current(NOW), all);
+        assert_eq!(revocations.current(NOW + KEPT), all[2..]);
+        assert_eq!(revocations.merge(vec![revoked("8", NOW)], NOW + KEPT).0, [], "it is over");
+        assert_eq!(Revocations::new(KEPT).merge(vec![revoked("x", u64::MAX)], NOW).0.len(), 1);
+    }
+
+    #[test]
+    fn of_more_than_can_be_remembered_the_latest_are() {
+        let revoked = |user: u64, before| Revoked { user: user.to_string(), before };
+        let mut revocations = Revocations::new(u64::MAX);
+        let many = (0..MOST as u64).map(|user| revoked(user, NOW + user)).collect();
+        assert_eq!(revocations.merge(many, NOW).1, []);
+        let last = MOST as u64;
+        let (new, forgotten) =
+            revocations.merge(vec![revoked(last, NOW - 1), revoked(last + 1, NOW + last)], NOW);
+        assert_eq!((new, forgotten), (vec![revoked(last + 1, NOW + last)], vec![revoked(0, NOW)]));
+        assert_eq!(revocations.current(NOW).len(), MOST);
     }
 
     #[test]

@@ -1,0 +1,79 @@
+//! Revocations on all nodes: what is revoked here is said to the others, and what was revoked elsewhere while this
+//! node could not hear it is asked for. It does not matter in which order that is learned: of each user the latest
+//! counts.
+
+use std::sync::atomic::Ordering;
+
+use zephserver_plugin::cluster::{answer, parts};
+use zephserver_plugin::contract::event::Ask;
+use zephserver_plugin::contract::session::{ASK_REVOCATIONS, REVOCATIONS, Revocations as Told, Revoked};
+use zephserver_plugin::{Error, Result, tracing};
+
+use crate::{LONGEST_ID, Session, lock, now};
+
+impl Session {
+    /// Asks to hear of the revocations of other nodes. Where nobody has a session there is nothing to be heard.
+    pub fn listen(&self) -> Result<()> {
+        if self.tokens.is_some() {
+            self.host.subscribe_cluster(REVOCATIONS)?;
+            self.host.subscribe_cluster(ASK_REVOCATIONS)?;
+            self.host.subscribe_members()?;
+        }
+        Ok(())
+    }
+
+    /// Says a revocation to all other nodes.
+    pub fn say(&self, revoked: &Revoked) -> Result<()> {
+        let told = Told { node: self.host.node()?, revoked: vec![revoked.clone()], last: true };
+        self.host.say(REVOCATIONS, &serde_json::to_vec(&told)?).map(drop).map_err(|error| {
+            let text = format!(
+                "it is revoked on this node, but the others were not told: {error}; revoke once more"
+            );
+            Error::new(error.code, text)
+        })
+    }
+
+    /// Another node says what was revoked: what is new here counts here as well.
+    pub fn heard(&self, payload: &[u8]) -> Result<()> {
+        let Some(Told { node, mut revoked, last }) = self.read(REVOCATIONS, payload) else { return Ok(()) };
+        revoked.retain(|one| !one.user.is_empty() && one.user.len() <= LONGEST_ID);
+        if last {
+            self.inquiry.answered(&node);
+        }
+        let keeping = lock(&self.keeping);
+        let (new, forgotten) = lock(&self.revocations).merge(revoked, now());
+        forgotten.iter().for_each(crate::forgotten);
+        // Kept with the last part: all of it is written each time.
+        let is_owed = self.owed.load(Ordering::Relaxed) || !new.is_empty();
+        self.owed.store(is_owed && !last, Ordering::Relaxed);
+        let kept = if is_owed && last { self.keep() } else { Ok(()) };
+        drop(keeping);
+        for one in new {
+            tracing::info!("the sessions of user {:?} are revoked, by the word of node {node}", one.user);
+            self.tell_edges(&one)?;
+        }
+        kept
+    }
+
+    /// Another node asks for the revocations that are known here.
+    pub fn asked(&self, payload: &[u8]) -> Result<()> {
+        let Some(Ask { node }) = self.read(ASK_REVOCATIONS, payload) else { return Ok(()) };
+        let parts = parts(lock(&self.revocations).current(now()), |one| 64 + one.user.len());
+        let (own, count) = (self.host.node()?, parts.len());
+        let part = |(part, revoked)| {
+            let told = Told { node: own.clone(), revoked, last: part + 1 == count };
+            // Texts and numbers: always JSON.
+            serde_json::to_vec(&told).unwrap_or_default()
+        };
+        answer(&self.host, &node, REVOCATIONS, parts.into_iter().enumerate().map(part));
+        Ok(())
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&self, event: &str, payload: &[u8]) -> Option<T> {
+        let read = serde_json::from_slice(payload);
+        let mention = |error: &serde_json::Error| {
+            self.unreadable.get_or_init(|| tracing::warn!("{event} of another node cannot be read: {error}"));
+        };
+        read.inspect_err(mention).ok()
+    }
+}
