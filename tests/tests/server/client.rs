@@ -49,10 +49,10 @@ pub fn stage(settings: &str) -> TestServer {
 }
 
 /// The same with another room service.
-pub fn stage_with_room(room: &str) -> TestServer {
+pub fn stage_with_room(room: &str, settings: &str) -> TestServer {
     let services = STAGE.map(|service| if service == "room/Room" { room } else { service });
-    let settings = format!("MY_ROOM_HANDLER = \"{room}\"{STAGE_SETTINGS}");
-    TestServer::with(&services).settings(&settings).start()
+    let stage = format!("MY_ROOM_HANDLER = \"{room}\"{STAGE_SETTINGS}");
+    TestServer::with(&services).settings(&stage).settings(settings).start()
 }
 
 /// How many peers are in a room. They get a frame of task `test`.

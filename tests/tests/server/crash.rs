@@ -17,7 +17,7 @@ fn raise_open_files() {
 #[test]
 fn a_room_service_that_falls_with_a_thousand_peers_is_whole_again() {
     raise_open_files();
-    let mut server = stage_with_room("falling/Falling");
+    let mut server = stage_with_room("falling/Falling", "");
     let mut clients: Vec<Client> = (0..PEERS)
         .map(|number| {
             let mut client = Client::connect(&server);

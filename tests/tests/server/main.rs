@@ -34,6 +34,7 @@ mod nodes;
 
 mod chat;
 mod client;
+mod cluster_app;
 mod crash;
 mod drop_in;
 mod hostile;

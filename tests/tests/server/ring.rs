@@ -349,7 +349,7 @@ fn a_word_goes_to_whom_it_is_addressed() {
 
 #[test]
 fn another_session_and_another_room_take_their_places() {
-    let mut server = stage_with_room("stage/Hall");
+    let mut server = stage_with_room("stage/Hall", "");
     let count = |server: &TestServer| server.call("stage/Hall", "count/1", "").unwrap();
     let mut ann = Client::connect(&server);
     ann.hello("one", "Ann");

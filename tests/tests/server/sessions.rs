@@ -9,10 +9,10 @@ use zephserver_testkit::TestServer;
 use crate::client::{Client, EDGE, SETTINGS, in_room};
 
 const SECRET: &str = "a secret of more than thirty-two bytes";
-const ANN: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIiwidXNlcm5hbWUiOiJBbm4iLCJleHAiOjQxMDI0NDQ4MDB9.fvKamhWP3yXgiI1ptPnyNlcMOUBE4Gc5BEOHcqD1l-A";
+pub const ANN: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIiwidXNlcm5hbWUiOiJBbm4iLCJleHAiOjQxMDI0NDQ4MDB9.fvKamhWP3yXgiI1ptPnyNlcMOUBE4Gc5BEOHcqD1l-A";
 /// The same, issued long ago, and when the test is long over.
-const ANN_BEFORE: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIiwidXNlcm5hbWUiOiJBbm4iLCJleHAiOjQxMDI0NDQ4MDAsImlhdCI6MTAwMDAwMDAwMH0.37RfkP3N9QhV7brk8ar_oEFX6mb9hz66hckMmWItYLM";
-const ANN_LATER: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIiwidXNlcm5hbWUiOiJBbm4iLCJleHAiOjQxMDI0NDQ4MDAsImlhdCI6NDEwMjQ0NDAwMH0.10438jZZ8izFZDeYZWVipLoI84QsHP8jEXKhVcQUzzU";
+pub const ANN_BEFORE: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIiwidXNlcm5hbWUiOiJBbm4iLCJleHAiOjQxMDI0NDQ4MDAsImlhdCI6MTAwMDAwMDAwMH0.37RfkP3N9QhV7brk8ar_oEFX6mb9hz66hckMmWItYLM";
+pub const ANN_LATER: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIiwidXNlcm5hbWUiOiJBbm4iLCJleHAiOjQxMDI0NDQ4MDAsImlhdCI6NDEwMjQ0NDAwMH0.10438jZZ8izFZDeYZWVipLoI84QsHP8jEXKhVcQUzzU";
 /// With a number for `sub`, and `name`.
 const BOB: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOjIsIm5hbWUiOiJCb2IiLCJleHAiOjQxMDI0NDQ4MDB9.zWyYNoCSX_TxNomWmN_ZIxpu9H-Vqh1qFa2Exf6lmVI";
 const EXPIRED: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIiwidXNlcm5hbWUiOiJBbm4iLCJleHAiOjEwMDAwMDAwMDB9.BJEPFtSOy-ZuUd03YfLAlXyPxtR5kLsIJwYP5O8AwlI";
@@ -24,13 +24,13 @@ fn server() -> TestServer {
 }
 
 /// The ring without the settings of its session service.
-fn ring() -> TestServer {
+pub fn ring() -> TestServer {
     TestServer::with(&["session/Session", "room/Room", "tasks/Tasks", "router/Router", EDGE])
         .settings(&format!("{SETTINGS}\n\"chat.whisper\" = \"tasks/ChatWhisper\""))
 }
 
 /// The settings of a session service that reads tokens, with further lines.
-fn session(more: &str) -> String {
+pub fn session(more: &str) -> String {
     format!(
         "[session]\nbackend = \"token\"\n{more}\n[session.token]\nalgorithm = \"HS256\"\nsecret = \"{SECRET}\""
     )
@@ -88,13 +88,13 @@ fn no_token_is_anonymous_and_another_one_is_another_user() {
 }
 
 /// What a new peer with this token gets: its name in the first notice, or the error.
-fn greeted(server: &TestServer, token: &str) -> Value {
+pub fn greeted(server: &TestServer, token: &str) -> Value {
     let mut client = Client::connect(server);
     hello(&mut client, Some(token));
     client.read()
 }
 
-fn is_revoked(server: &TestServer, token: &str) {
+pub fn is_revoked(server: &TestServer, token: &str) {
     let error = greeted(server, token);
     assert_eq!((&error["msgtype"], &error["code"]), (&json!("error"), &json!("refused")));
     assert_eq!(error["text"], "the session was revoked; log in again");
