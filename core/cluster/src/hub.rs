@@ -23,6 +23,8 @@ const NAMES: usize = 4096;
 /// One thing that came in.
 #[derive(Debug)]
 pub enum News {
+    /// One alone.
+    #[cfg(feature = "nats")]
     Said(Said),
     /// Some of one node, one right after the other.
     Events {
@@ -183,6 +185,7 @@ impl Hub {
         while self.take(&mut batch) {
             for news in batch.drain(..) {
                 match news {
+                    #[cfg(feature = "nats")]
                     News::Said(said) => known.hand_on(self, &said),
                     News::Events { node, boot, events } => {
                         let mut said =
@@ -280,6 +283,7 @@ impl News {
     /// How many events, and bytes of them.
     fn size(&self) -> (usize, usize) {
         match self {
+            #[cfg(feature = "nats")]
             Self::Said(said) => (1, said.payload.len()),
             Self::Events { events, .. } => (events.count as usize, events.bytes()),
             Self::Change(_) | Self::Greet(_) => (1, 0),

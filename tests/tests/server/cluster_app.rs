@@ -9,29 +9,8 @@ use serde_json::{Value, json};
 use zephserver_testkit::{Code, TestServer};
 
 use crate::client::{Client, in_room, stage, stage_with_room};
+use crate::nodes::{node, wait_for_nodes};
 use crate::sessions::{ANN, ANN_BEFORE, ANN_LATER, greeted, is_revoked, ring, session};
-
-/// Settings of a node that looks for others at these.
-fn node(name: &str, seeds: &[&TestServer]) -> String {
-    let seeds: Vec<String> = seeds.iter().map(|seed| address(seed)).collect();
-    format!(
-        "[cluster]\nengine = \"mesh\"\nnode = \"{name}\"\nlisten = \"127.0.0.1:0\"\nseeds = {seeds:?}\n\
-         profile = \"fast\"\n"
-    )
-}
-
-fn address(server: &TestServer) -> String {
-    server.ask("cluster").unwrap()["address"].as_str().unwrap().to_string()
-}
-
-/// Waits until a node sees so many others.
-fn wait_for_nodes(server: &mut TestServer, count: usize) {
-    server.wait(&format!("{count} other nodes are up"), |server| {
-        let cluster = server.ask("cluster").unwrap();
-        let members = cluster["members"].as_array().unwrap();
-        (members.iter().filter(|member| member["state"] == "up").count() == count).then_some(())
-    });
-}
 
 /// Rings of the fixture: sessions by name, tasks of every kind.
 fn nodes<const COUNT: usize>(settings: &str) -> [TestServer; COUNT] {

@@ -93,7 +93,9 @@ impl Checker {
                 heard.last = Some(*to);
             }
             News::Change(Change::Evicted(_)) => self.evictions += 1,
-            News::Said(_) | News::Greet(_) => {}
+            #[cfg(feature = "nats")]
+            News::Said(_) => {}
+            News::Greet(_) => {}
         }
     }
 

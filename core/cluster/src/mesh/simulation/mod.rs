@@ -7,6 +7,7 @@
 //! `scripts/simulate` tries a thousand seeds; ZEPHSERVER_SEEDS and ZEPHSERVER_FIRST_SEED say how many, and which.
 
 mod checker;
+mod faults;
 mod network;
 mod world;
 

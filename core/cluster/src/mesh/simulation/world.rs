@@ -27,10 +27,10 @@ pub fn epoch() -> Instant {
     *EPOCH.get_or_init(Instant::now)
 }
 
-type PipeId = u64;
+pub type PipeId = u64;
 
 #[derive(Debug)]
-enum Event {
+pub enum Event {
     Tick {
         machine: usize,
         boot: u64,
@@ -81,37 +81,37 @@ enum Event {
     Join,
 }
 
-struct Machine {
-    node: Option<Node>,
-    boot: u64,
+pub struct Machine {
+    pub(super) node: Option<Node>,
+    pub(super) boot: u64,
     /// It is stopped: nothing of it runs, its kernel keeps what comes.
-    is_paused: bool,
+    pub(super) is_paused: bool,
     /// Its handlers are slow: it reads no connection.
-    is_slow: bool,
+    pub(super) is_slow: bool,
     /// What came while it was paused.
-    held: VecDeque<Event>,
-    conns: BTreeMap<Conn, (PipeId, usize)>,
+    pub(super) held: VecDeque<Event>,
+    pub(super) conns: BTreeMap<Conn, (PipeId, usize)>,
 }
 
 pub struct World {
-    now: Instant,
-    dice: SmallRng,
-    queue: BinaryHeap<Reverse<(Instant, u64)>>,
-    events: BTreeMap<u64, Event>,
-    count: u64,
-    machines: Vec<Machine>,
-    pipes: BTreeMap<PipeId, Pipe>,
+    pub(super) now: Instant,
+    pub(super) dice: SmallRng,
+    pub(super) queue: BinaryHeap<Reverse<(Instant, u64)>>,
+    pub(super) events: BTreeMap<u64, Event>,
+    pub(super) count: u64,
+    pub(super) machines: Vec<Machine>,
+    pub(super) pipes: BTreeMap<PipeId, Pipe>,
     /// Pairs that do not reach each other.
-    parted: BTreeSet<(usize, usize)>,
+    pub(super) parted: BTreeSet<(usize, usize)>,
     /// Share of datagrams that are lost, in percent, and how late they are, in milliseconds.
-    loss: u32,
-    latency: u64,
+    pub(super) loss: u32,
+    pub(super) latency: u64,
     /// Mean time between two events of one machine, in milliseconds.
-    pace: u64,
+    pub(super) pace: u64,
     /// Small, so that logs overflow.
-    capacity: Capacity,
-    has_faults: bool,
-    checker: Checker,
+    pub(super) capacity: Capacity,
+    pub(super) has_faults: bool,
+    pub(super) checker: Checker,
 }
 
 fn address(machine: usize) -> SocketAddr {
@@ -161,7 +161,7 @@ impl World {
         world
     }
 
-    fn after(&mut self, ms: u64, event: Event) {
+    pub(super) fn after(&mut self, ms: u64, event: Event) {
         self.at(self.now + Duration::from_millis(ms), event);
     }
 
@@ -171,7 +171,7 @@ impl World {
         self.events.insert(self.count, event);
     }
 
-    fn any(&mut self) -> usize {
+    pub(super) fn any(&mut self) -> usize {
         self.dice.random_range(0..self.machines.len())
     }
 
@@ -518,7 +518,7 @@ impl World {
     }
 
     /// A node closes a connection.
-    fn close(&mut self, machine: usize, conn: Conn) {
+    pub(super) fn close(&mut self, machine: usize, conn: Conn) {
         let Some((id, side)) = self.machines[machine].conns.remove(&conn) else { return };
         let Some(pipe) = self.pipes.get_mut(&id) else { return };
         pipe.ends[side].is_open = false;
@@ -528,7 +528,7 @@ impl World {
         }
     }
 
-    fn tell_closed(&mut self, pipe: PipeId, to: usize) {
+    pub(super) fn tell_closed(&mut self, pipe: PipeId, to: usize) {
         let latency = self.dice.random_range(0..=self.latency);
         // What is under way may come before, or is lost.
         self.after(latency, Event::Closed { pipe, to });
@@ -586,76 +586,6 @@ impl World {
         self.read_all(machine);
         let conns: Vec<Conn> = self.machines[machine].conns.keys().copied().collect();
         conns.into_iter().for_each(|conn| self.pull(machine, conn));
-    }
-
-    fn fault(&mut self) {
-        if !self.has_faults {
-            return;
-        }
-        let machine = self.any();
-        let long = self.dice.random_range(100..12_000);
-        match self.dice.random_range(0..8) {
-            0 => self.cut(machine),
-            1 => {
-                self.machines[machine].is_paused = true;
-                self.after(long, Event::Resume(machine));
-            }
-            2 => {
-                self.machines[machine].is_slow = true;
-                self.after(long, Event::Wake(machine));
-            }
-            3 => self.kill(machine, long),
-            4 => self.part(long),
-            5 => {
-                // One way is lost for good, and nobody says so.
-                let conns: Vec<PipeId> = self.machines[machine].conns.values().map(|(id, _)| *id).collect();
-                conns.into_iter().for_each(|id| drop(self.pipes.remove(&id)));
-                self.machines[machine].conns.clear();
-                // The ends that lost it close it when it is silent; this machine is not told either.
-            }
-            6 => self.loss = self.dice.random_range(0..60),
-            _ => self.latency = self.dice.random_range(1..400),
-        }
-        let next = self.dice.random_range(50..4000);
-        self.after(next, Event::Fault);
-    }
-
-    /// All connections of a machine are reset.
-    fn cut(&mut self, machine: usize) {
-        let conns: Vec<(Conn, (PipeId, usize))> =
-            self.machines[machine].conns.iter().map(|(conn, pipe)| (*conn, *pipe)).collect();
-        for (_, (pipe, _)) in conns {
-            self.tell_closed(pipe, 0);
-            // The second is told on a pipe that is gone: so it gets one of its own.
-            if let Some(Pipe { ends: [_, end] }) = self.pipes.get(&pipe) {
-                let (machine, boot, conn) = (end.machine, end.boot, end.conn);
-                self.after(1, Event::Refused { machine, boot, conn });
-            }
-        }
-    }
-
-    fn kill(&mut self, machine: usize, long: u64) {
-        let conns: Vec<Conn> = self.machines[machine].conns.keys().copied().collect();
-        conns.into_iter().for_each(|conn| self.close(machine, conn));
-        let machine_state = &mut self.machines[machine];
-        machine_state.node = None;
-        machine_state.is_paused = false;
-        machine_state.is_slow = false;
-        machine_state.held.clear();
-        self.after(long, Event::Boot(machine));
-    }
-
-    fn part(&mut self, long: u64) {
-        let count = self.machines.len();
-        let side: BTreeSet<usize> = (0..count).filter(|_| self.dice.random_range(0..2) == 0).collect();
-        for one in 0..count {
-            for other in one + 1..count {
-                if side.contains(&one) != side.contains(&other) {
-                    self.parted.insert((one, other));
-                }
-            }
-        }
-        self.after(long, Event::Join);
     }
 }
 
