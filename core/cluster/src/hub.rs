@@ -47,6 +47,12 @@ struct Queue {
 
 type Numbered<T> = Vec<(u64, T)>;
 
+struct Watching {
+    watcher: Watcher,
+    /// It was told who is up. Changes from before that are in what it was told.
+    is_greeted: bool,
+}
+
 #[derive(Default)]
 struct Handlers {
     by_event: HashMap<Box<str>, Numbered<Handler>>,
@@ -64,7 +70,7 @@ pub struct Hub {
     handlers: RwLock<Handlers>,
     /// Counts changes of the handlers.
     changes: AtomicU64,
-    watchers: RwLock<Numbered<Watcher>>,
+    watchers: RwLock<Numbered<Watching>>,
     numbers: AtomicU64,
 }
 
@@ -121,7 +127,7 @@ impl Hub {
 
     pub fn watch(self: &Arc<Self>, watcher: Watcher) -> Subscription {
         let number = self.number();
-        write!(self.watchers).push((number, watcher));
+        write!(self.watchers).push((number, Watching { watcher, is_greeted: false }));
         self.put([News::Greet(number)]);
         let hub = self.clone();
         Subscription::new(move || write!(hub.watchers).retain(|(known, _)| *known != number))
@@ -201,15 +207,20 @@ impl Hub {
                             Change::Down(node) => up.retain(|known| known != node),
                             Change::Gap { .. } | Change::Evicted(_) => {}
                         }
-                        let watchers: Vec<Watcher> =
-                            read!(self.watchers).iter().map(|w| w.1.clone()).collect();
+                        let watchers: Vec<Watcher> = read!(self.watchers)
+                            .iter()
+                            .filter(|(_, watching)| watching.is_greeted)
+                            .map(|(_, watching)| watching.watcher.clone())
+                            .collect();
                         watchers.iter().for_each(|watcher| call(|| watcher(&change)));
                     }
                     News::Greet(number) => {
-                        let find = |watchers: &Numbered<Watcher>| {
-                            Some(watchers.iter().find(|(known, _)| *known == number)?.1.clone())
+                        let greet = |watchers: &mut Numbered<Watching>| {
+                            let (_, watching) = watchers.iter_mut().find(|(known, _)| *known == number)?;
+                            watching.is_greeted = true;
+                            Some(watching.watcher.clone())
                         };
-                        let watcher = find(&read!(self.watchers));
+                        let watcher = greet(&mut write!(self.watchers));
                         for (watcher, node) in
                             watcher.iter().flat_map(|watcher| up.iter().map(move |n| (watcher, n)))
                         {
@@ -288,5 +299,30 @@ impl News {
             Self::Events { events, .. } => (events.count as usize, events.bytes()),
             Self::Change(_) | Self::Greet(_) => (1, 0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watcher_hears_of_each_node_once_that_was_up_before() {
+        let hub = Arc::new(Hub::default());
+        let up = |node: &str| Change::Up(node.into());
+        // It comes while this waits to be handed on.
+        hub.put([News::Change(up("a"))]);
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let noted = heard.clone();
+        let ended = hub.clone();
+        let _watching = hub.watch(Arc::new(move |change| {
+            lock(&noted).push(change.clone());
+            if *change == Change::Down("a".into()) {
+                ended.end();
+            }
+        }));
+        hub.put([News::Change(up("b")), News::Change(Change::Down("a".into()))]);
+        hub.run();
+        assert_eq!(*lock(&heard), [up("a"), up("b"), Change::Down("a".into())]);
     }
 }

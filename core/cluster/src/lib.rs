@@ -9,6 +9,9 @@ mod hub;
 mod key;
 mod local;
 mod mesh;
+#[cfg(feature = "nats")]
+pub mod nats;
+mod profile;
 mod status;
 
 use std::sync::Arc;
@@ -18,7 +21,10 @@ use bytes::Bytes;
 
 pub use key::{KeyError, Keys};
 pub use local::Local;
-pub use mesh::{Mesh, MeshError, MeshOptions, Profile};
+pub use mesh::{Mesh, MeshError, MeshOptions};
+#[cfg(feature = "nats")]
+pub use nats::Nats;
+pub use profile::Profile;
 pub use status::{Incoming, Member, MemberState, Outgoing, Status};
 
 /// The largest event: name and payload, in bytes.

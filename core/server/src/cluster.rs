@@ -48,10 +48,28 @@ fn open(settings: &ClusterSettings) -> Result<Box<dyn Engine>, crate::Error> {
             let mesh = Mesh::start(options).map_err(|error| crate::Error::Start(error.to_string()))?;
             Ok(Box::new(mesh))
         }
-        EngineKind::Nats => {
-            Err(crate::Error::Start("this zephserver was built without the engine nats".into()))
-        }
+        EngineKind::Nats => nats(settings),
     }
+}
+
+#[cfg(feature = "nats")]
+fn nats(settings: &ClusterSettings) -> Result<Box<dyn Engine>, crate::Error> {
+    use zeph_cluster::nats::{Nats, Options};
+    let urls = settings.url.as_deref().unwrap_or_default().split(',').map(|url| url.trim().into()).collect();
+    let options = Options {
+        urls,
+        credentials: settings.key_file.clone(),
+        profile: settings.profile(),
+        ..Options::new(&settings.node, "")
+    };
+    let nats = Nats::start(options).map_err(|error| crate::Error::Start(format!("[cluster] {error}")))?;
+    Ok(Box::new(nats))
+}
+
+#[cfg(not(feature = "nats"))]
+fn nats(_: &ClusterSettings) -> Result<Box<dyn Engine>, crate::Error> {
+    // The settings say so before.
+    Err(crate::Error::Start("this zephserver was built without the engine nats".into()))
 }
 
 fn address(listen: &str) -> Result<SocketAddr, crate::Error> {

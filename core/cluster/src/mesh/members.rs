@@ -11,7 +11,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::identity::Identity;
-use super::profile::Profile;
+use super::waits::Waits;
 
 /// What membership has found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,8 +89,8 @@ impl Runtime<Identity> for &mut Effects {
 
 impl Members {
     /// A node that knows nobody. `seed` decides whom it asks when.
-    pub fn new(own: Identity, profile: &Profile, seed: u64, now: Instant) -> Self {
-        let foca = Foca::new(own, profile.membership(), SmallRng::seed_from_u64(seed), PostcardCodec);
+    pub fn new(own: Identity, waits: &Waits, seed: u64, now: Instant) -> Self {
+        let foca = Foca::new(own, waits.membership(), SmallRng::seed_from_u64(seed), PostcardCodec);
         let effects = Effects {
             now,
             datagrams: Vec::new(),

@@ -12,7 +12,7 @@ mod members;
 mod node;
 mod noise;
 mod peer;
-mod profile;
+mod waits;
 
 #[cfg(test)]
 mod simulation;
@@ -30,13 +30,13 @@ pub(crate) use frame::Events;
 use identity::Identity;
 use log::Capacity;
 use node::{Config, Node};
-pub use profile::Profile;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::runtime::Runtime;
+use waits::Waits;
 
 use crate::hub::Hub;
 use crate::key::Keys;
-use crate::{Engine, Error, Handler, LONGEST_NAME, Status, Subscription, Watcher, check_event};
+use crate::{Engine, Error, Handler, LONGEST_NAME, Profile, Status, Subscription, Watcher, check_event};
 
 /// How long leaving may take.
 const LEAVE: Duration = Duration::from_secs(1);
@@ -126,8 +126,13 @@ impl Mesh {
         // A later life has a larger number; two of the same millisecond have different ones.
         let boot = unix_ms() << 20 | number & 0xf_ffff;
         let identity = Identity { address, node: node.as_str().into(), boot, bump: 0 };
-        let config =
-            Config { identity, profile, capacity: Capacity::default(), seeds: Vec::new(), dice: number };
+        let config = Config {
+            identity,
+            waits: Waits::of(profile),
+            capacity: Capacity::default(),
+            seeds: Vec::new(),
+            dice: number,
+        };
         let hub = Arc::new(Hub::default());
         let (sealer, opener) = (Sealer::new(&keys, dice), Opener::new(&keys));
         let decider = Node::new(config, Instant::now());

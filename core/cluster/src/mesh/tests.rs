@@ -37,7 +37,7 @@ fn key(letter: &str) -> String {
 
 fn node(name: &str, seeds: &[&Mesh], keys: Option<Keys>) -> Mesh {
     let seeds = seeds.iter().map(|seed| address(seed).to_string()).collect();
-    Mesh::start(MeshOptions { node: name.into(), listen: here(), seeds, keys, profile: Profile::FAST })
+    Mesh::start(MeshOptions { node: name.into(), listen: here(), seeds, keys, profile: Profile::Fast })
         .unwrap()
 }
 
@@ -236,7 +236,7 @@ fn beyond_this_machine_nobody_listens_without_a_key() {
             listen,
             seeds: vec![],
             keys: None,
-            profile: Profile::LAN,
+            profile: Profile::Lan,
         })
     };
     assert!(matches!(start("10.0.0.1:0"), Err(MeshError::NoKey(_))));

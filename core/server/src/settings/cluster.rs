@@ -81,7 +81,7 @@ impl ClusterNode {
 impl Cluster {
     /// How soon a node is taken for dead.
     pub fn profile(&self) -> Profile {
-        Profile::named(&self.profile).unwrap_or(Profile::LAN)
+        Profile::named(&self.profile).unwrap_or_default()
     }
 }
 

@@ -132,6 +132,14 @@ fn speaker(options: &NodeOptions, heard: &Heard) -> Result<Box<dyn Speaker>> {
             Ok(Box::new(OfEngine::new(Box::new(Mesh::start(mesh)?), heard)))
         }
         #[cfg(feature = "nats")]
+        Over::Nats(url) => {
+            let options = zeph_cluster::nats::Options {
+                profile,
+                ..zeph_cluster::nats::Options::new(options.name.clone(), url)
+            };
+            Ok(Box::new(OfEngine::new(Box::new(zeph_cluster::Nats::start(options)?), heard)))
+        }
+        #[cfg(feature = "nats")]
         other => super::nats::speaker(&other, &options.name, heard),
         #[cfg(not(feature = "nats"))]
         _ => Err("built without NATS: use scripts/bench cluster".into()),

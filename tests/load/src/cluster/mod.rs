@@ -120,7 +120,7 @@ fn throughput(options: &Options, silent: &mut Silent) -> Result<Vec<Figure>> {
         mesh.push(rate(&Over::Mesh, MANY, silent)?);
         core.push(rate(&Over::NatsCore(broker.url()), MANY / 4, &mut Silent::default())?);
         stream.push(rate(&Over::JetStream(broker.url()), MANY / 20, &mut Silent::default())?);
-        if cfg!(feature = "none") {
+        if cfg!(feature = "nats") {
             engine.push(rate(&Over::Nats(broker.url()), MANY / 20, silent)?);
         }
     }

@@ -22,7 +22,7 @@ use super::link::{Conn, Inlet};
 use super::log::{Capacity, Log};
 use super::members::Members;
 use super::peer::Peer;
-use super::profile::Profile;
+use super::waits::Waits;
 use crate::hub::News;
 use crate::{Change, SAY_TIMEOUT, Status};
 
@@ -41,7 +41,7 @@ const GREETING: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug)]
 pub struct Config {
     pub identity: Identity,
-    pub profile: Profile,
+    pub waits: Waits,
     pub capacity: Capacity,
     /// Addresses where other nodes may be.
     pub seeds: Vec<SocketAddr>,
@@ -107,7 +107,7 @@ impl Node {
     pub fn new(config: Config, now: Instant) -> Self {
         Self {
             name: config.identity.node.as_ref().into(),
-            members: Members::new(config.identity.clone(), &config.profile, config.dice, now),
+            members: Members::new(config.identity.clone(), &config.waits, config.dice, now),
             log: Log::new(config.capacity),
             peers: BTreeMap::new(),
             lines: HashMap::new(),
@@ -213,7 +213,7 @@ impl Node {
         if now >= self.next_announce {
             // Who knows nobody yet is in a hurry.
             let is_alone = !self.peers.values().any(Peer::is_up);
-            let period = if is_alone { LONELY } else { self.config.profile.announce };
+            let period = if is_alone { LONELY } else { self.config.waits.announce };
             self.next_announce = now + period;
             for seed in self.config.seeds.clone() {
                 if seed != self.config.identity.address && !self.members.is_at(seed) {
@@ -229,7 +229,7 @@ impl Node {
     }
 
     fn round(&mut self, now: Instant) {
-        let Profile { ping, silence, .. } = self.config.profile;
+        let Waits { ping, silence, .. } = self.config.waits;
         let mut ended = Vec::new();
         for (conn, line) in &self.lines {
             let is_over = match &line.end {

@@ -13,7 +13,7 @@ use super::super::identity::Identity;
 use super::super::link::Conn;
 use super::super::log::Capacity;
 use super::super::node::{Action, Config, Node};
-use super::super::profile::Profile;
+use super::super::waits::Waits;
 use super::checker::{Checker, Life, name};
 use super::network::{End, Pipe, WINDOW};
 use crate::SAY_TIMEOUT;
@@ -295,11 +295,11 @@ impl World {
         self.machines[machine].boot += 1;
         let boot = self.machines[machine].boot;
         let identity = Identity { address: address(machine), node: name(machine).into(), boot, bump: 0 };
-        let profile = if self.count.is_multiple_of(2) { Profile::LAN } else { Profile::FAST };
+        let waits = if self.count.is_multiple_of(2) { Waits::LAN } else { Waits::FAST };
         // The first two are seeds: none of them has to be there.
         let seeds = vec![address(0), address(1)];
         let dice = self.dice.random_range(0..u64::MAX);
-        let config = Config { identity, profile, capacity: self.capacity, seeds, dice };
+        let config = Config { identity, waits, capacity: self.capacity, seeds, dice };
         self.machines[machine].node = Some(Node::new(config, self.now));
         self.tick(machine, boot);
         let after = self.dice.random_range(0..self.pace.max(1));

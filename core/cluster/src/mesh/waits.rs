@@ -1,9 +1,11 @@
-//! How soon a node is taken for dead, and what goes with that. Pure.
+//! The waits of a mesh, by how soon a node is to be taken for dead. Pure.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use foca::PeriodicParams;
+
+use crate::Profile;
 
 /// Nodes that dissemination is reckoned for.
 const NODES: u32 = 50;
@@ -12,7 +14,7 @@ const DATAGRAM: usize = 1300;
 
 /// The waits of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Profile {
+pub struct Waits {
     /// Each node asks one other in this time.
     probe: Duration,
     /// An answer takes so long at most.
@@ -27,8 +29,7 @@ pub struct Profile {
     pub silence: Duration,
 }
 
-impl Profile {
-    /// For a network of one place: a killed node is seen within 7 s.
+impl Waits {
     pub const LAN: Self = Self {
         probe: Duration::from_millis(1000),
         answer: Duration::from_millis(500),
@@ -38,7 +39,6 @@ impl Profile {
         silence: Duration::from_millis(6000),
     };
 
-    /// For machines that always answer at once: within 3 s. More often somebody is taken for dead who lives.
     pub const FAST: Self = Self {
         probe: Duration::from_millis(400),
         answer: Duration::from_millis(150),
@@ -48,12 +48,10 @@ impl Profile {
         silence: Duration::from_millis(2500),
     };
 
-    /// By its name in the settings.
-    pub fn named(name: &str) -> Option<Self> {
-        match name {
-            "lan" => Some(Self::LAN),
-            "fast" => Some(Self::FAST),
-            _ => None,
+    pub fn of(profile: Profile) -> Self {
+        match profile {
+            Profile::Lan => Self::LAN,
+            Profile::Fast => Self::FAST,
         }
     }
 
