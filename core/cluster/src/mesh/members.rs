@@ -33,6 +33,8 @@ struct Effects {
     seen: Vec<Seen>,
     /// Of those that took another's place, foca says later whether they live.
     renamed: Vec<Identity>,
+    /// This node was taken for dead, and has another identity now.
+    has_rejoined: bool,
     timers: BinaryHeap<Reverse<Due>>,
     /// Orders timers of the same time.
     count: u64,
@@ -71,6 +73,7 @@ impl Runtime<Identity> for &mut Effects {
             Notification::MemberDown(member) => self.seen.push(Seen::Down(member.clone())),
             Notification::Rename(_, member) => self.renamed.push(member.clone()),
             Notification::Rejoin(own) => {
+                self.has_rejoined = true;
                 tracing::info!("cluster: others took this node for dead; it is back (time {})", own.bump);
             }
             Notification::Active | Notification::Idle | Notification::Defunct => {}
@@ -96,6 +99,7 @@ impl Members {
             datagrams: Vec::new(),
             seen: Vec::new(),
             renamed: Vec::new(),
+            has_rejoined: false,
             timers: BinaryHeap::new(),
             count: 0,
         };
@@ -117,6 +121,11 @@ impl Members {
     ) -> Result<(), foca::Error> {
         self.effects.now = now;
         let done = what(&mut self.foca, &mut self.effects);
+        if std::mem::take(&mut self.effects.has_rejoined) {
+            // Its timers have ended with the identity before. Where nobody sends anything any more it would ask
+            // nobody, and hold the members for alive that it knew last.
+            let _ = self.foca.apply_many(std::iter::empty(), false, &mut self.effects);
+        }
         for member in std::mem::take(&mut self.effects.renamed) {
             if self.is_active(&member) {
                 self.effects.seen.push(Seen::Up(member));

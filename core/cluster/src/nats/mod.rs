@@ -122,19 +122,20 @@ impl Nats {
         // From here on, whatever fails, dropping it ends what was started.
         let engine = Self { shared: shared.clone(), stop, threads: Mutex::default() };
         let hub = shared.hub.clone();
-        engine.spawn("zephserver-cluster", move || hub.run())?;
-        engine.spawn("zephserver-nats", move || session::run(&shared, stopped))?;
+        engine.spawn("hub", move || hub.run())?;
+        engine.spawn("nats", move || session::run(&shared, stopped))?;
         Ok(engine)
     }
 
     fn spawn(&self, kind: &str, run: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
         let (running, ended) = mpsc::channel();
+        let name = format!("{kind}-{}", self.shared.node);
         let run = move || {
             // Dropped at the end, however that comes.
             let _running: mpsc::Sender<()> = running;
             run();
         };
-        thread::Builder::new().name(kind.into()).spawn(run).map_err(StartError::Thread)?;
+        thread::Builder::new().name(name).spawn(run).map_err(StartError::Thread)?;
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(ended);
         Ok(())
     }
