@@ -1,6 +1,7 @@
 //! A NATS server with a store of its own.
 
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,10 @@ impl Broker {
     pub fn start() -> Result<Self> {
         let store = tempfile::tempdir()?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let child = Command::new("nats-server")
+        // Debian has it where only root looks.
+        let installed = Path::new("/usr/sbin/nats-server");
+        let program = if installed.exists() { installed } else { Path::new("nats-server") };
+        let child = Command::new(program)
             .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"])
             .arg(store.path())
             .stdin(Stdio::null())
