@@ -101,6 +101,12 @@ impl Keys {
                 Key::read(line).ok_or_else(what)
             })
             .collect::<Result<_, _>>()?;
+        for (at, key) in keys.iter().enumerate() {
+            if keys[..at].iter().any(|known| known.id == key.id) {
+                // One in 256 pairs; on the wire nobody could tell which is meant.
+                return Err(fault("two of its keys cannot be told apart: make another one".into()));
+            }
+        }
         match keys.len() {
             0 => Err(fault("there is no key in it".into())),
             1..=MOST => Ok(Self(keys)),

@@ -132,8 +132,11 @@ pub struct Kicks {
     pub node: String,
     /// Kicks that are not long ago.
     pub kicks: Vec<Kick>,
-    /// No further part of the answer follows.
+    /// No further part of it follows.
     pub last: bool,
+    /// It is the answer to a question, with all that is known there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub answers: bool,
 }
 
 /// A kick: peers that were connected at that time are closed, each time it is heard of for the first time.
@@ -165,7 +168,7 @@ mod tests {
     fn a_kick_looks_like_this() {
         let kick = |id, who| Kick { id, who, age_ms: 5 };
         let kicks = vec![kick(1, Kicked::Cid(7)), kick(2, Kicked::User("7".into()))];
-        let told = Kicks { node: "a".into(), kicks, last: true };
+        let told = Kicks { node: "a".into(), kicks, last: true, answers: false };
         let json = serde_json::to_string(&told).unwrap();
         let (one, two) =
             (r#"{"id":1,"who":{"cid":7},"age_ms":5}"#, r#"{"id":2,"who":{"user":"7"},"age_ms":5}"#);

@@ -105,8 +105,11 @@ pub struct Revocations {
     pub node: String,
     /// Of each user the latest.
     pub revoked: Vec<Revoked>,
-    /// No further part of the answer follows.
+    /// No further part of it follows.
     pub last: bool,
+    /// It is the answer to a question, with all that is known there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub answers: bool,
 }
 
 #[cfg(test)]
@@ -143,7 +146,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&revoked).unwrap(), r#"{"user":"7","before":9}"#);
         let revoke: Revoke = serde_json::from_str(r#"{"user":"7"}"#).unwrap();
         assert_eq!(revoke.user, revoked.user);
-        let told = Revocations { node: "a".into(), revoked: vec![revoked], last: true };
+        let told = Revocations { node: "a".into(), revoked: vec![revoked], last: true, answers: false };
         let json = serde_json::to_string(&told).unwrap();
         assert_eq!(json, r#"{"node":"a","revoked":[{"user":"7","before":9}],"last":true}"#);
     }

@@ -134,7 +134,7 @@ impl Host {
 
     /// `Event::Timer` after this time, once.
     pub fn after(&self, delay: Duration) -> Result<u64> {
-        self.abi.timer(self.id, delay.as_millis() as u64, 0).map_err(from_failure)
+        self.abi.timer(self.id, delay.as_nanos().div_ceil(1_000_000) as u64, 0).map_err(from_failure)
     }
 
     /// `Event::Timer` again and again. A service that hands its state over keeps its timers: set this one

@@ -64,6 +64,16 @@ impl OwnedEvent {
     }
 }
 
+impl Queue {
+    /// Tells of what found no room.
+    fn take_gaps(&mut self, epoch: u32) {
+        for node in std::mem::take(&mut self.gaps) {
+            let gap = OwnedEvent::news(EventKind::Node, &node, NodeChange::Gap.as_json().into());
+            self.events.push_back(OwnedEvent { epoch, ..gap });
+        }
+    }
+}
+
 /// The events that wait for one service.
 #[derive(Default)]
 pub struct Mailbox {
@@ -96,7 +106,8 @@ impl Mailbox {
     pub fn push(&self, event: OwnedEvent) -> bool {
         let mut queue = self.queue();
         let event = OwnedEvent { epoch: self.epoch.load(Ordering::Relaxed), ..event };
-        if queue.events.len() >= CAPACITY {
+        // Whatever happens to a node is told: all that depends on it would stay wrong.
+        if queue.events.len() >= CAPACITY && event.kind != EventKind::Node {
             drop(queue);
             self.lose(&event);
             return false;
@@ -116,10 +127,7 @@ impl Mailbox {
             return false;
         }
         let epoch = self.epoch.load(Ordering::Relaxed);
-        for node in std::mem::take(&mut queue.gaps) {
-            let gap = OwnedEvent::news(EventKind::Node, &node, NodeChange::Gap.as_json().into());
-            queue.events.push_back(OwnedEvent { epoch, ..gap });
-        }
+        queue.take_gaps(epoch);
         queue.events.push_back(OwnedEvent { epoch, ..event });
         !std::mem::replace(&mut queue.attended, true)
     }
@@ -127,6 +135,11 @@ impl Mailbox {
     /// The next event; None ends the delivery.
     pub fn pop(&self) -> Option<OwnedEvent> {
         let mut queue = self.queue();
+        if queue.events.is_empty() {
+            // Also where nothing more is said after what was lost.
+            let epoch = self.epoch.load(Ordering::Relaxed);
+            queue.take_gaps(epoch);
+        }
         let event = queue.events.pop_front();
         queue.attended = event.is_some();
         event

@@ -83,6 +83,8 @@ impl Room {
     /// Changes what is known, tells other nodes what is to be told, then the peers here.
     pub fn exchange(&self, change: impl FnOnce(&mut Rooms, Instant) -> Outcome) {
         let letters = self.apply(change);
+        // First: whoever else would have to do it comes from an edge.
+        self.tell();
         for Letter { to, told } in letters {
             let Ok(payload) = serde_json::to_vec(&told) else { continue };
             let sent = match &to {

@@ -137,9 +137,14 @@ impl Service for Room {
                     self.change(|rooms, now| rooms.lose_edge(service, *instance, now));
                 }
             }
-            Event::Timer { .. } => {
-                self.told().timer = None;
-                self.exchange(Rooms::due);
+            // One of a generation before, or one that came late, is not this one's: each would make another.
+            Event::Timer { token } => {
+                let mut told = self.told();
+                if told.timer.is_some_and(|(own, _)| own == token) {
+                    told.timer = None;
+                    drop(told);
+                    self.exchange(Rooms::due);
+                }
             }
             Event::Node { name, change } => self.node(name, change),
             Event::Said { name: PRESENCE, payload } => self.presence(payload),
@@ -207,7 +212,7 @@ impl Room {
         }
         match self.host.after(at.saturating_duration_since(now)) {
             Ok(token) => {
-                if let Some((before, _)) = told.timer.replace((token, at)) {
+                if let Some((before, _)) = told.timer.replace((token, at.max(now))) {
                     // Due already, perhaps: then it finds nothing to do.
                     let _ = self.host.cancel(before);
                 }

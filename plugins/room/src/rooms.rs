@@ -24,6 +24,9 @@ use remote::{Remote, Way};
 /// The longest name of a room, in bytes.
 pub const LONGEST_NAME: usize = 1024;
 
+/// So many who come or go at once are named one by one; of more only the list tells.
+const MOST_MOVES: usize = 100;
+
 /// A room's list of users is sent at most this often.
 pub const LIST_PERIOD: Duration = Duration::from_millis(50);
 
@@ -215,6 +218,10 @@ impl Rooms {
     fn tell_room(&mut self, name: &Arc<str>, moves: Vec<(Way, Arc<User>)>, now: Instant) -> Vec<Notice> {
         if !self.rooms.contains_key(name) {
             return Vec::new();
+        }
+        if moves.len() > MOST_MOVES {
+            // A node came or went: a notice for each of them to each of those who are here would be too much.
+            return self.list(name, now).into_iter().collect();
         }
         let to = Arc::new(self.at(&Address::Room(name)));
         let told = moves.into_iter().map(|(way, user)| {

@@ -24,7 +24,8 @@ impl Session {
 
     /// Says a revocation to all other nodes.
     pub fn say(&self, revoked: &Revoked) -> Result<()> {
-        let told = Told { node: self.host.node()?, revoked: vec![revoked.clone()], last: true };
+        let told =
+            Told { node: self.host.node()?, revoked: vec![revoked.clone()], last: true, answers: false };
         self.host.say(REVOCATIONS, &serde_json::to_vec(&told)?).map(drop).map_err(|error| {
             let text = format!(
                 "it is revoked on this node, but the others were not told: {error}; revoke once more"
@@ -35,9 +36,11 @@ impl Session {
 
     /// Another node says what was revoked: what is new here counts here as well.
     pub fn heard(&self, payload: &[u8]) -> Result<()> {
-        let Some(Told { node, mut revoked, last }) = self.read(REVOCATIONS, payload) else { return Ok(()) };
+        let Some(Told { node, mut revoked, last, answers }) = self.read(REVOCATIONS, payload) else {
+            return Ok(());
+        };
         revoked.retain(|one| !one.user.is_empty() && one.user.len() <= LONGEST_ID);
-        if last {
+        if last && answers {
             self.inquiry.answered(&node);
         }
         let keeping = lock(&self.keeping);
@@ -61,7 +64,7 @@ impl Session {
         let parts = parts(lock(&self.revocations).current(now()), |one| 64 + one.user.len());
         let (own, count) = (self.host.node()?, parts.len());
         let part = |(part, revoked)| {
-            let told = Told { node: own.clone(), revoked, last: part + 1 == count };
+            let told = Told { node: own.clone(), revoked, last: part + 1 == count, answers: true };
             // Texts and numbers: always JSON.
             serde_json::to_vec(&told).unwrap_or_default()
         };

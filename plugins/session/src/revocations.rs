@@ -10,6 +10,9 @@ use zephserver_plugin::contract::session::Revoked;
 /// Users that are remembered at most; then the oldest revocation makes room.
 pub const MOST: usize = 100_000;
 
+/// Seconds that the clock of another node may be ahead.
+const AHEAD: u64 = 60;
+
 /// Users whose sessions were revoked, and when.
 #[derive(Debug)]
 pub struct Revocations {
@@ -60,7 +63,9 @@ impl Revocations {
     pub fn merge(&mut self, revoked: Vec<Revoked>, now: u64) -> (Vec<Revoked>, Vec<Revoked>) {
         self.forget_expired(now);
         let (mut new, mut forgotten) = (Vec::new(), Vec::new());
-        for one in revoked {
+        for mut one in revoked {
+            // A clock that is ahead must not lock anybody out for longer than that.
+            one.before = one.before.min(now.saturating_add(AHEAD));
             let is_known = self.before.get(one.user.as_str()).is_some_and(|known| *known >= one.before);
             // Where all is full of later ones it would be the first to be forgotten.
             let is_oldest = self.before.len() >= MOST
@@ -224,7 +229,8 @@ mod tests {
         assert_eq!(revocations.current(NOW), all);
         assert_eq!(revocations.current(NOW + KEPT), all[2..]);
         assert_eq!(revocations.merge(vec![revoked("8", NOW)], NOW + KEPT).0, [], "it is over");
-        assert_eq!(Revocations::new(KEPT).merge(vec![revoked("x", u64::MAX)], NOW).0.len(), 1);
+        let ahead = Revocations::new(KEPT).merge(vec![revoked("x", u64::MAX)], NOW).0;
+        assert_eq!(ahead, [revoked("x", NOW + AHEAD)], "a clock that is ahead locks nobody out for long");
     }
 
     #[test]
@@ -232,12 +238,13 @@ mod tests {
         let revoked = |user: u64, before| Revoked { user: user.to_string(), before };
         let mut revocations = Revocations::new(u64::MAX);
         let many = (0..MOST as u64).map(|user| revoked(user, NOW + user)).collect();
-        assert_eq!(revocations.merge(many, NOW).1, []);
         let last = MOST as u64;
+        let now = NOW + last;
+        assert_eq!(revocations.merge(many, now).1, []);
         let (new, forgotten) =
-            revocations.merge(vec![revoked(last, NOW - 1), revoked(last + 1, NOW + last)], NOW);
+            revocations.merge(vec![revoked(last, NOW - 1), revoked(last + 1, NOW + last)], now);
         assert_eq!((new, forgotten), (vec![revoked(last + 1, NOW + last)], vec![revoked(0, NOW)]));
-        assert_eq!(revocations.current(NOW).len(), MOST);
+        assert_eq!(revocations.current(now).len(), MOST);
     }
 
     #[test]

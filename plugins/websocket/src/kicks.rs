@@ -104,7 +104,7 @@ impl Desk {
     /// Says a kick to all other nodes; answers how many. So many peers were closed here.
     pub fn say(&self, host: &Host, who: &Kicked, closed: usize) -> Result<u64> {
         let kick = Kick { id: random(), who: who.clone(), age_ms: 0 };
-        let said = Kicks { node: host.node()?, kicks: vec![kick.clone()], last: true };
+        let said = Kicks { node: host.node()?, kicks: vec![kick.clone()], last: true, answers: false };
         let told = host.say(KICKS, &serde_json::to_vec(&said)?)?;
         if closed > 0 || told > 0 {
             lock(&self.recent).add(&kick, Instant::now());
@@ -114,8 +114,8 @@ impl Desk {
 
     /// Another node says kicks: those that are new are to be done.
     pub fn heard(&self, payload: &[u8]) -> Vec<Closing> {
-        let Some(Kicks { node, kicks, last }) = self.read(KICKS, payload) else { return Vec::new() };
-        if last {
+        let Some(Kicks { node, kicks, last, answers }) = self.read(KICKS, payload) else { return Vec::new() };
+        if last && answers {
             self.inquiry.answered(&node);
         }
         let (mut recent, now) = (lock(&self.recent), Instant::now());
@@ -138,7 +138,7 @@ impl Desk {
         let parts = parts(lock(&self.recent).list(Instant::now()), weight);
         let (own, count) = (host.node()?, parts.len());
         let part = |(part, kicks)| {
-            let told = Kicks { node: own.clone(), kicks, last: part + 1 == count };
+            let told = Kicks { node: own.clone(), kicks, last: part + 1 == count, answers: true };
             // Texts and numbers: always JSON.
             serde_json::to_vec(&told).unwrap_or_default()
         };
@@ -223,7 +223,9 @@ mod tests {
             carried.iter().map(|kick| (kick.id, kick.age_ms / 1000)).collect::<Vec<_>>(),
             [(1, 5), (2, 1)]
         );
-        let said = |kicks| serde_json::to_vec(&Kicks { node: "b".into(), kicks, last: true }).unwrap();
+        let said = |kicks| {
+            serde_json::to_vec(&Kicks { node: "b".into(), kicks, last: true, answers: true }).unwrap()
+        };
         assert_eq!(desk.heard(&said(vec![kick(2, 1)])), [], "it was done");
         let [Closing { who: Kicked::Cid(3), before }] = desk.heard(&said(vec![kick(3, 60)]))[..] else {
             panic!()

@@ -68,6 +68,15 @@ struct Line {
     writer: Option<Arc<Writer>>,
 }
 
+/// What comes on a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Brings {
+    /// It was made there: what the other says.
+    Events,
+    /// It was made here: what the other has.
+    Acks,
+}
+
 /// How far a connection has come.
 enum Written {
     /// Nothing is left.
@@ -147,8 +156,12 @@ impl Shared {
         let Some(writer) = writer else { return false };
         let Some(mut sealing) = writer.try_lock() else { return false };
         let mut bytes = Vec::new();
-        while sealing.is_empty() {
+        // What others say meanwhile is not this one's to write.
+        for _ in 0..2 {
             bytes.clear();
+            if !sealing.is_empty() {
+                return false;
+            }
             if !lock(&self.node).pull(*conn, &mut bytes, Instant::now()) {
                 return true;
             }
@@ -248,7 +261,7 @@ impl Shared {
         match made.await {
             Ok(Ok(sealed)) => {
                 self.with(|node| node.connected(conn, Instant::now()));
-                self.serve(conn, sealed, wake).await;
+                self.serve(conn, sealed, wake, Brings::Acks).await;
             }
             Ok(Err(error)) => tracing::debug!("cluster: no connection to {to}: {error}"),
             Err(_) => tracing::debug!("cluster: no connection to {to} in {} s", HANDSHAKE.as_secs()),
@@ -303,18 +316,18 @@ impl Shared {
         let conn = self.with(|node| node.accepted(Instant::now()));
         let shared = self.clone();
         self.line(conn, |wake| async move {
-            shared.serve(conn, sealed, wake).await;
+            shared.serve(conn, sealed, wake, Brings::Events).await;
             shared.closed(conn);
         });
     }
 
-    async fn serve(self: &Arc<Self>, conn: Conn, sealed: Sealed, wake: Arc<Notify>) {
+    async fn serve(self: &Arc<Self>, conn: Conn, sealed: Sealed, wake: Arc<Notify>, brings: Brings) {
         let Sealed { reader, writer } = sealed;
         if let Some(line) = lock(&self.lines).get_mut(&conn) {
             line.writer = Some(writer.clone());
         }
         let ended = tokio::select! {
-            ended = self.read(conn, reader) => ended,
+            ended = self.read(conn, reader, brings) => ended,
             ended = self.write(conn, &writer, &wake) => ended,
         };
         if let Err(error) = ended {
@@ -322,7 +335,7 @@ impl Shared {
         }
     }
 
-    async fn read(self: &Arc<Self>, conn: Conn, mut reader: Reader) -> io::Result<()> {
+    async fn read(self: &Arc<Self>, conn: Conn, mut reader: Reader, brings: Brings) -> io::Result<()> {
         loop {
             let received = self.with(|node| node.received(conn, &mut reader.opened, Instant::now()));
             if let Err(violation) = received {
@@ -330,7 +343,7 @@ impl Shared {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, violation));
             }
             // What is not read is not acked: so whoever says waits for the handlers here.
-            while !self.hub.has_room() {
+            while brings == Brings::Events && !self.hub.has_room() {
                 let _ = timeout(STILL_HERE, self.hub.room()).await;
                 self.with(|node| node.still_here(conn, Instant::now()));
             }
@@ -446,7 +459,7 @@ impl Shared {
         self.room.notify_all();
         self.with(Node::farewell);
         let end = Instant::now() + patience;
-        while Instant::now() < end && !self.with(|node| node.is_alone()) {
+        while Instant::now() < end && !self.with(|node| node.is_drained()) {
             std::thread::sleep(Duration::from_millis(2));
         }
         self.with(|node| node.leave(Instant::now()));

@@ -55,6 +55,7 @@ pub struct Outlet {
     wrote: Instant,
     owes_ping: bool,
     owes_bye: bool,
+    has_said_bye: bool,
     /// The next wait before another try.
     back_off: Duration,
     /// Nobody waits for it any longer, until it takes something again.
@@ -76,6 +77,7 @@ impl Outlet {
             wrote: now,
             owes_ping: false,
             owes_bye: false,
+            has_said_bye: false,
             back_off: BACK_OFF.0,
             is_evicted: false,
             gaps: 0,
@@ -162,13 +164,12 @@ impl Outlet {
     pub fn ack(&mut self, last: u64, log: &Log, now: Instant) -> Result<(), Violation> {
         match self.way {
             Way::Greeting { conn, is_sent: true } => {
-                if last > log.last() || last < self.acked {
-                    return Err(Violation::OutOfPlace(
-                        "it claims to have what was never said, or less than before",
-                    ));
+                if last > log.last() {
+                    return Err(Violation::OutOfPlace("it claims to have what was never said"));
                 }
                 self.way = Way::Open(conn);
-                self.sent = last;
+                // Less than was thought: it was forgotten here, and knows better itself.
+                (self.sent, self.acked) = (last, self.acked.min(last));
                 self.back_off = BACK_OFF.0;
                 self.connections += 1;
             }
@@ -205,6 +206,7 @@ impl Outlet {
             frame::ping(out);
         }
         if self.is_open() && self.sent == log.last() && std::mem::take(&mut self.owes_bye) {
+            self.has_said_bye = true;
             frame::bye(out);
         }
         out.len() > before
@@ -246,6 +248,17 @@ impl Outlet {
         let is_due = self.is_open() && now >= self.wrote + period;
         self.owes_ping |= is_due;
         is_due
+    }
+
+    /// True where everything is out, the farewell as well, and the other has it, or has closed the connection
+    /// since.
+    pub fn is_over(&self, log: &Log) -> bool {
+        self.has_said_bye && (self.acked == log.last() || !self.is_open())
+    }
+
+    /// True once the farewell is out.
+    pub fn has_said_bye(&self) -> bool {
+        self.has_said_bye
     }
 
     /// Says farewell after everything else.

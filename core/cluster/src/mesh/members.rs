@@ -32,7 +32,7 @@ struct Effects {
     datagrams: Vec<(SocketAddr, Vec<u8>)>,
     seen: Vec<Seen>,
     /// Of those that took another's place, foca says later whether they live.
-    renamed: Vec<Identity>,
+    renamed: Vec<(Identity, Identity)>,
     /// This node was taken for dead, and has another identity now.
     has_rejoined: bool,
     timers: BinaryHeap<Reverse<Due>>,
@@ -71,7 +71,7 @@ impl Runtime<Identity> for &mut Effects {
         match notification {
             Notification::MemberUp(member) => self.seen.push(Seen::Up(member.clone())),
             Notification::MemberDown(member) => self.seen.push(Seen::Down(member.clone())),
-            Notification::Rename(_, member) => self.renamed.push(member.clone()),
+            Notification::Rename(before, member) => self.renamed.push((before.clone(), member.clone())),
             Notification::Rejoin(own) => {
                 self.has_rejoined = true;
                 tracing::info!("cluster: others took this node for dead; it is back (time {})", own.bump);
@@ -126,7 +126,11 @@ impl Members {
             // nobody, and hold the members for alive that it knew last.
             let _ = self.foca.apply_many(std::iter::empty(), false, &mut self.effects);
         }
-        for member in std::mem::take(&mut self.effects.renamed) {
+        for (before, member) in std::mem::take(&mut self.effects.renamed) {
+            if (&before.node, before.boot) != (&member.node, member.boot) {
+                // Another node, or another life, at the same address.
+                self.effects.seen.push(Seen::Down(before));
+            }
             if self.is_active(&member) {
                 self.effects.seen.push(Seen::Up(member));
             }
@@ -165,8 +169,9 @@ impl Members {
 
     /// A node has said itself that it goes.
     pub fn farewell(&mut self, member: Identity, now: Instant) {
+        // Others are told by itself: what it still owes them is not cut off by somebody who has everything.
         let down = std::iter::once(Member::down(member));
-        let _ = self.with(now, |foca, effects| foca.apply_many(down, true, effects));
+        let _ = self.with(now, |foca, effects| foca.apply_many(down, false, effects));
     }
 
     /// This node goes.

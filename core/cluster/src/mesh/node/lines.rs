@@ -187,10 +187,7 @@ impl Node {
 
     /// Dials whom it is time for.
     pub(super) fn dial(&mut self, now: Instant) {
-        if self.is_leaving {
-            return;
-        }
-        let is_due = |peer: &&Peer| peer.is_up() && peer.outlet.dial_at().is_some_and(|at| at <= now);
+        let is_due = |peer: &&Peer| self.wants(peer) && peer.outlet.dial_at().is_some_and(|at| at <= now);
         let due: Vec<Arc<str>> = self.peers.values().filter(is_due).map(|peer| peer.name.clone()).collect();
         for name in due {
             let conn = self.line(End::Outlet(name.clone()), now);
@@ -199,6 +196,11 @@ impl Node {
                 self.actions.push(Action::Dial { conn, to: peer.identity.address });
             }
         }
+    }
+
+    /// True where a connection is worth it.
+    fn wants(&self, peer: &Peer) -> bool {
+        peer.is_up() && !(self.is_leaving && peer.outlet.has_said_bye())
     }
 
     pub(super) fn line(&mut self, end: End, now: Instant) -> Conn {

@@ -146,9 +146,10 @@ impl Node {
         }
     }
 
-    /// True where no node is up that could still be told something.
-    pub fn is_alone(&self) -> bool {
-        !self.peers.values().any(|peer| peer.is_up() && peer.outlet.is_open())
+    /// True where every node that is up has everything, and knows that this one goes.
+    pub fn is_drained(&self) -> bool {
+        let mut up = self.peers.values().filter(|peer| peer.holds_say());
+        up.all(|peer| peer.outlet.is_over(&self.log))
     }
 
     /// Leaves the membership.

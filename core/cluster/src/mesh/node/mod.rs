@@ -197,6 +197,10 @@ impl Node {
 
     /// A datagram came, its seal opened. An error: it makes no sense.
     pub fn datagram(&mut self, bytes: &[u8], now: Instant) -> Result<(), foca::Error> {
+        if self.is_leaving {
+            // Whoever knows already that this node goes would have it come back.
+            return Ok(());
+        }
         let taken = self.members.datagram(bytes, now);
         self.settle(now);
         taken
@@ -204,13 +208,16 @@ impl Node {
 
     /// When [`Node::tick`] is to be called next.
     pub fn due(&self) -> Instant {
-        self.members.due().map_or(self.next_round, |due| due.min(self.next_round))
+        let due = self.members.due().filter(|_| !self.is_leaving);
+        due.map_or(self.next_round, |due| due.min(self.next_round))
     }
 
     /// Does what is due.
     pub fn tick(&mut self, now: Instant) {
-        self.members.tick(now);
-        if now >= self.next_announce {
+        if !self.is_leaving {
+            self.members.tick(now);
+        }
+        if now >= self.next_announce && !self.is_leaving {
             // Who knows nobody yet is in a hurry.
             let is_alone = !self.peers.values().any(Peer::is_up);
             let period = if is_alone { LONELY } else { self.config.waits.announce };
