@@ -1,7 +1,7 @@
 //! The engine that goes through a NATS broker: every node writes into one stream (JetStream), and reads it.
 //!
 //! One thread drives the broker's client, with a runtime of its own for each connection; another hands on to
-//! handlers ([`Hub`]). What is said goes into a log first ([`log`]), so `say` never waits for the broker, and a
+//! handlers (`Hub`). What is said goes into a log first (`log`), so `say` never waits for the broker, and a
 //! node comes up without it.
 //!
 //! **Order and duplicates.** The client's library would connect again by itself, and then send what it had
@@ -10,14 +10,14 @@
 //! with the first piece that is not confirmed. Thus each connection brings pieces without a hole from a place
 //! that the stream has, and since the broker drops what it has already (`Nats-Msg-Id`), even bytes of the old
 //! connection that it reads late cannot bring anything out of order. What it does not drop (a refused piece in
-//! the middle, a break that was longer than its memory for duplicates) is put right by the receiver ([`life`]).
+//! the middle, a break that was longer than its memory for duplicates) is put right by the receiver (`life`).
 //!
-//! **Reading.** The engine owns its place in the stream ([`place`]), and makes a consumer there for each
+//! **Reading.** The engine owns its place in the stream (`place`), and makes a consumer there for each
 //! connection: the first piece that comes must be the one that came last, else the stream is not the one it was,
 //! and reading begins at that time instead. Where pieces are gone the next event of each sender that is not in
 //! line comes after a gap.
 //!
-//! **Members.** A broker knows none: signs of life beside the stream ([`members`]).
+//! **Members.** A broker knows none: signs of life beside the stream (`members`).
 //!
 //! **Recovery** is one way for everything: no confirmation, no sign of life of our own, no heartbeat of the
 //! consumer, a refusal, a lost connection: the session ends with a reason, and the next one begins after a pause.
@@ -63,6 +63,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const LEAVE_DEADLINE: Duration = Duration::from_secs(1);
 /// How long the threads are waited for; a handler that takes longer ends by itself.
 const END_DEADLINE: Duration = Duration::from_secs(1);
+/// A connection that lasts for this was a good one: the next pause is short again.
+const STEADY: Duration = Duration::from_secs(5);
 /// The same trouble is said again after this.
 const SAID_AGAIN: Duration = Duration::from_secs(60);
 

@@ -8,29 +8,32 @@ use super::trouble::Trouble;
 use super::wire::{self, Part};
 use super::{ACK_DEADLINE, Shared, WINDOW};
 
-/// From the first piece that is not confirmed on. There is one deadline for all that is under way: something must
-/// be confirmed.
+/// From the first piece that is not confirmed on. There is one deadline for all that is under way: the first of
+/// it must be confirmed. Others behind it may be stored while it is lost, so they do not count.
 pub async fn publish(shared: &Shared, client: &Client) -> Trouble {
     let log = &shared.log;
     let inbox = client.new_inbox();
     let Ok(answers) = client.subscribe(format!("{inbox}.*")).await else { return Trouble::Lost };
     let mut answers = answers.ready_chunks(WINDOW);
     let mut next = log.first();
-    let mut progress = Instant::now();
+    let (mut first, mut progress) = (next, Instant::now());
     loop {
-        // Nothing is confirmed that was not sent, unless a stranger says so.
-        let under_way = usize::try_from(next.saturating_sub(log.first())).unwrap_or(WINDOW);
+        let before = std::mem::replace(&mut first, log.first());
+        if before < first {
+            progress = Instant::now();
+        }
+        let under_way = usize::try_from(next.saturating_sub(first)).unwrap_or(WINDOW);
         tokio::select! {
             messages = answers.next() => {
                 let Some(messages) = messages else { return Trouble::Lost };
                 for message in &messages {
                     match confirmed(message) {
                         Ok(seq) if seq < next => log.confirm(seq),
+                        // A stranger that found the subject.
                         Ok(seq) => return Trouble::Refused(format!("it confirms {seq}, which was not sent")),
                         Err(why) => return Trouble::Refused(why),
                     }
                 }
-                progress = Instant::now();
             }
             parts = log.from(next, WINDOW - under_way), if under_way < WINDOW => {
                 if under_way == 0 {

@@ -17,7 +17,7 @@ use super::publish::publish;
 use super::read::{lose, read};
 use super::trouble::Trouble;
 use super::wire::{self, Beat, LEAST_MAX_PAYLOAD};
-use super::{CONNECT_DEADLINE, LONGEST_PAUSE, SAID_AGAIN, SHORTEST_PAUSE, Shared};
+use super::{CONNECT_DEADLINE, LONGEST_PAUSE, SAID_AGAIN, SHORTEST_PAUSE, STEADY, Shared};
 
 /// For ever, to the library: the next connection is not its business.
 const NEVER: Duration = Duration::from_secs(24 * 60 * 60);
@@ -34,8 +34,11 @@ enum End {
 struct Course {
     place: Option<Place>,
     pause: Duration,
+    connected: Option<Instant>,
     /// The trouble that was told last, and when.
     told: Option<(String, Instant)>,
+    /// Nothing is told of a connection that ended, again and again, as the one before.
+    is_quiet: bool,
     has_compared: bool,
 }
 
@@ -64,10 +67,16 @@ pub fn run(shared: &Shared, stopped: watch::Receiver<bool>) {
 
 impl Course {
     fn tell(&mut self, shared: &Shared, trouble: &Trouble) {
+        let connected = self.connected.take();
+        if connected.is_some_and(|connected| connected.elapsed() >= STEADY) {
+            (self.pause, self.told) = (Duration::ZERO, None);
+        }
         self.pause = (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         let (text, now) = (trouble.to_string(), Instant::now());
         let is_known = |(told, at): &(String, Instant)| *told == text && now.duration_since(*at) < SAID_AGAIN;
-        if !self.told.as_ref().is_some_and(is_known) {
+        let is_known = self.told.as_ref().is_some_and(is_known);
+        self.is_quiet = is_known && connected.is_some();
+        if !is_known {
             let address = &shared.broker.address;
             tracing::warn!("NATS broker {address}: {text}. Events wait here, and it is tried again");
             self.told = Some((text, now));
@@ -75,10 +84,11 @@ impl Course {
     }
 
     fn tell_connected(&mut self, shared: &Shared, client: &Client) {
-        self.pause = Duration::ZERO;
-        self.told = None;
-        let version = client.server_info().version;
-        tracing::info!("NATS broker {}: connected, version {version}", shared.broker.address);
+        self.connected = Some(Instant::now());
+        if !self.is_quiet {
+            let version = client.server_info().version;
+            tracing::info!("NATS broker {}: connected, version {version}", shared.broker.address);
+        }
     }
 }
 
