@@ -7,6 +7,7 @@
 
 mod hub;
 mod key;
+mod life;
 mod local;
 mod mesh;
 #[cfg(feature = "nats")]

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::Handle;
@@ -18,8 +18,9 @@ use super::datagram::{Opener, Sealer};
 use super::link::Conn;
 use super::node::{Action, Node};
 use super::noise::{self, Reader, Sealed, Writer};
-use crate::hub::Hub;
+use crate::hub::{Hub, lock};
 use crate::key::Keys;
+use crate::life::unix_ms;
 use crate::{Error, SAY_TIMEOUT};
 
 /// Connections that whoever says writes to himself, at most.
@@ -85,15 +86,6 @@ enum Written {
     Some,
     /// There is more, and the socket takes none of it now.
     Full,
-}
-
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Milliseconds since 1970.
-pub fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 impl Shared {

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use datagram::{Opener, Sealer};
-use driver::{Shared, unix_ms};
+use driver::Shared;
 pub(crate) use frame::Events;
 use identity::Identity;
 use log::Capacity;
@@ -36,6 +36,7 @@ use waits::Waits;
 
 use crate::hub::Hub;
 use crate::key::Keys;
+use crate::life::new_boot;
 use crate::{Engine, Error, Handler, LONGEST_NAME, Profile, Status, Subscription, Watcher, check_event};
 
 /// How long leaving may take.
@@ -120,18 +121,17 @@ impl Mesh {
         let (listener, udp) =
             runtime.block_on(open(listen)).map_err(|source| MeshError::Listen { address: listen, source })?;
         let address = listener.local_addr().map_err(MeshError::System)?;
+        let random = |error: getrandom::Error| MeshError::System(error.into());
         let mut dice = [0; 16];
-        getrandom::fill(&mut dice).map_err(|error| MeshError::System(error.into()))?;
-        let number = u128::from_le_bytes(dice) as u64;
-        // A later life has a larger number; two of the same millisecond have different ones.
-        let boot = unix_ms() << 20 | number & 0xf_ffff;
+        getrandom::fill(&mut dice).map_err(random)?;
+        let boot = new_boot().map_err(random)?;
         let identity = Identity { address, node: node.as_str().into(), boot, bump: 0 };
         let config = Config {
             identity,
             waits: Waits::of(profile),
             capacity: Capacity::default(),
             seeds: Vec::new(),
-            dice: number,
+            dice: u128::from_le_bytes(dice) as u64,
         };
         let hub = Arc::new(Hub::default());
         let (sealer, opener) = (Sealer::new(&keys, dice), Opener::new(&keys));

@@ -36,7 +36,7 @@ mod wire;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -46,6 +46,7 @@ use self::log::Log;
 use self::members::Members;
 use self::options::Broker;
 use crate::hub::{Hub, News};
+use crate::life::new_boot;
 use crate::{Engine, Error, Handler, Profile, Status, Subscription, Watcher, check_event};
 
 /// Pieces that are under way to the broker at a time.
@@ -109,7 +110,8 @@ impl Nats {
     /// Starts a node. It is up whether or not the broker can be reached: what is said waits for it.
     pub fn start(options: Options) -> Result<Self, StartError> {
         let broker = options.check()?;
-        let (node, boot): (Arc<str>, u64) = (options.node.into(), new_boot());
+        let (node, boot): (Arc<str>, u64) =
+            (options.node.into(), new_boot().map_err(|error| StartError::Thread(error.into()))?);
         let members = Members::new(node.clone(), boot, options.profile.silence(), Instant::now());
         let shared = Arc::new(Shared {
             node,
@@ -159,14 +161,6 @@ impl Nats {
     fn push(&self, to: &str, event: &str, payload: &[u8]) -> Result<(), Error> {
         self.shared.log.push(wire::parts(to, event, payload))
     }
-}
-
-/// Later lives have larger numbers, and no two have the same.
-fn new_boot() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let millis = u64::try_from(since_epoch.as_millis()).unwrap_or_default();
-    millis << 20 | RandomState::new().hash_one(std::process::id()) >> 44
 }
 
 impl Engine for Nats {

@@ -73,12 +73,7 @@ impl Node {
         }
     }
 
-    pub(super) fn receive_acks(
-        &mut self,
-        name: &str,
-        buffer: &mut BytesMut,
-        now: Instant,
-    ) -> Result<(), Violation> {
+    fn receive_acks(&mut self, name: &str, buffer: &mut BytesMut, now: Instant) -> Result<(), Violation> {
         let Some(peer) = self.peers.get_mut(name) else { return Ok(()) };
         peer.heard = Some(now);
         let mut last = None;
@@ -101,7 +96,7 @@ impl Node {
         Ok(())
     }
 
-    pub(super) fn receive_events(
+    fn receive_events(
         &mut self,
         conn: Conn,
         name: &str,
@@ -203,6 +198,7 @@ impl Node {
         peer.is_up() && !(self.is_leaving && peer.outlet.has_said_bye())
     }
 
+    /// A connection that begins.
     pub(super) fn line(&mut self, end: End, now: Instant) -> Conn {
         let conn = self.next_conn;
         self.next_conn += 1;
@@ -216,6 +212,7 @@ impl Node {
         }
     }
 }
+
 /// Has a connection pulled that sleeps.
 pub(super) fn wake(lines: &mut HashMap<Conn, Line>, actions: &mut Vec<Action>, conn: Conn) {
     if let Some(line) = lines.get_mut(&conn)

@@ -34,7 +34,7 @@ impl Node {
     }
 
     /// Lets those in who have greeted and are up.
-    pub(super) fn let_in(&mut self, now: Instant) {
+    fn let_in(&mut self, now: Instant) {
         let waiting = self.lines.iter().filter_map(|(conn, line)| match &line.end {
             End::Door(Some(hello)) => Some((*conn, hello.clone())),
             _ => None,
@@ -73,7 +73,7 @@ impl Node {
         }
     }
 
-    pub(super) fn came_up(&mut self, identity: Identity, now: Instant) {
+    fn came_up(&mut self, identity: Identity, now: Instant) {
         if identity.node == self.config.identity.node {
             tracing::error!(
                 "cluster: the server at {} calls itself `{}`, as this one does: give one of them another name, [cluster] node",
@@ -108,7 +108,7 @@ impl Node {
         self.let_in(now);
     }
 
-    pub(super) fn went_down(&mut self, identity: &Identity, now: Instant) {
+    fn went_down(&mut self, identity: &Identity, now: Instant) {
         let Some(peer) = self.peers.get_mut(&*identity.node) else { return };
         let (known, gone) = (&peer.identity, identity);
         // News of a life, or of a return, that is over already.
@@ -125,7 +125,7 @@ impl Node {
     }
 
     /// Forgets the node that is down for longest where there are too many.
-    pub(super) fn forget_one(&mut self) {
+    fn forget_one(&mut self) {
         if self.peers.len() < PEERS {
             return;
         }

@@ -102,6 +102,7 @@ pub struct Node {
     /// Events that the log had no room for, while somebody lacked them.
     lost: u64,
 }
+
 impl Node {
     /// A node that begins to look for others at the first [`Node::tick`].
     pub fn new(config: Config, now: Instant) -> Self {
