@@ -192,7 +192,8 @@ impl TestServer {
             {
                 panic!("the server ended with {status}: {}", server.stderr());
             }
-            server.stdout().contains("Ready").then_some(())
+            // The last line of what it prints then: the addresses stand above it.
+            server.stdout().contains("stop it:").then_some(())
         });
     }
 

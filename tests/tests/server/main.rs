@@ -30,11 +30,13 @@ mod rollback;
 
 mod cluster;
 mod cluster_net;
+mod cluster_rooms;
+mod cluster_sessions;
+mod cluster_talk;
 mod nodes;
 
 mod chat;
 mod client;
-mod cluster_app;
 mod crash;
 mod drop_in;
 mod hostile;

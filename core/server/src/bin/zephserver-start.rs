@@ -89,11 +89,12 @@ fn say_ready(server: &Server, settings: &Settings, arguments: &Arguments) {
     let services = server.control("services").unwrap_or_default();
     let states = services.as_array().into_iter().flatten();
     let enabled = states.filter(|service| service["state"] == "enabled").count();
-    say!("Ready: {enabled} of {} services", settings.services.len());
+    let mut text = format!("Ready: {enabled} of {} services\n", settings.services.len());
     for (service, address) in server.addresses() {
-        say!("  {service} listens on {address}");
+        text += &format!("  {service} listens on {address}\n");
     }
-    say!("  stop it:  zephserver-stop --settings {}", arguments.settings.display());
+    // In one piece: who waits for "Ready" finds the addresses beside it.
+    say!("{text}  stop it:  zephserver-stop --settings {}", arguments.settings.display());
 }
 
 /// Not by the async runtime: its way of waiting for signals costs two descriptors in each copy of a plugin that
