@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -33,8 +33,11 @@ pub enum News {
         events: Events,
     },
     Change(Change),
-    /// A watcher that came later is to be told who is up.
+    /// A watcher is to be told who is up.
     Greet(u64),
+    /// A handler that came later hears what comes from here on: whoever watches before it subscribes has been
+    /// told by then who is up.
+    Hear(u64),
 }
 
 #[derive(Default)]
@@ -78,15 +81,12 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-macro_rules! read {
-    ($lock:expr) => {
-        $lock.read().unwrap_or_else(PoisonError::into_inner)
-    };
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
 }
-macro_rules! write {
-    ($lock:expr) => {
-        $lock.write().unwrap_or_else(PoisonError::into_inner)
-    };
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Hub {
@@ -96,13 +96,14 @@ impl Hub {
 
     /// Changes who hears what.
     fn change(&self, change: impl FnOnce(&mut Handlers)) {
-        change(&mut write!(self.handlers));
+        change(&mut write(&self.handlers));
         self.changes.fetch_add(1, Ordering::Release);
     }
 
     pub fn subscribe(self: &Arc<Self>, event: &str, handler: Handler) -> Subscription {
         let (number, event) = (self.number(), Box::<str>::from(event));
         self.change(|handlers| handlers.by_event.entry(event.clone()).or_default().push((number, handler)));
+        self.put([News::Hear(number)]);
         let hub = self.clone();
         Subscription::new(move || {
             hub.change(|Handlers { by_event, .. }| {
@@ -119,6 +120,7 @@ impl Hub {
     pub fn subscribe_all(self: &Arc<Self>, handler: Handler) -> Subscription {
         let number = self.number();
         self.change(|handlers| handlers.of_all.push((number, handler)));
+        self.put([News::Hear(number)]);
         let hub = self.clone();
         Subscription::new(move || {
             hub.change(|handlers| handlers.of_all.retain(|(known, _)| *known != number));
@@ -127,10 +129,13 @@ impl Hub {
 
     pub fn watch(self: &Arc<Self>, watcher: Watcher) -> Subscription {
         let number = self.number();
-        write!(self.watchers).push((number, Watching { watcher, is_greeted: false }));
-        self.put([News::Greet(number)]);
+        write(&self.watchers).push((number, Watching { watcher, is_greeted: false }));
         let hub = self.clone();
-        Subscription::new(move || write!(hub.watchers).retain(|(known, _)| *known != number))
+        let greet = move || hub.put([News::Greet(number)]);
+        greet();
+        let hub = self.clone();
+        let end = move || write(&hub.watchers).retain(|(known, _)| *known != number);
+        Subscription::new(end).greets(greet)
     }
 
     /// Adds what came in. Never refuses: whoever brings much asks [`Hub::has_room`] before.
@@ -207,20 +212,21 @@ impl Hub {
                             Change::Down(node) => up.retain(|known| known != node),
                             Change::Gap { .. } | Change::Evicted(_) => {}
                         }
-                        let watchers: Vec<Watcher> = read!(self.watchers)
+                        let watchers: Vec<Watcher> = read(&self.watchers)
                             .iter()
                             .filter(|(_, watching)| watching.is_greeted)
                             .map(|(_, watching)| watching.watcher.clone())
                             .collect();
                         watchers.iter().for_each(|watcher| call(|| watcher(&change)));
                     }
+                    News::Hear(number) => known.begin(number),
                     News::Greet(number) => {
                         let greet = |watchers: &mut Numbered<Watching>| {
                             let (_, watching) = watchers.iter_mut().find(|(known, _)| *known == number)?;
                             watching.is_greeted = true;
                             Some(watching.watcher.clone())
                         };
-                        let watcher = greet(&mut write!(self.watchers));
+                        let watcher = greet(&mut write(&self.watchers));
                         for (watcher, node) in
                             watcher.iter().flat_map(|watcher| up.iter().map(move |n| (watcher, n)))
                         {
@@ -256,18 +262,29 @@ impl Hub {
 struct Known {
     changes: u64,
     by_event: foldhash::HashMap<Bytes, Arc<[Handler]>>,
+    /// Handlers up to this number hear.
+    begun: u64,
 }
 
 impl Known {
+    fn begin(&mut self, number: u64) {
+        // Numbers of two threads may come out of order: then one hears a moment earlier, after all that its own
+        // thread had asked for before.
+        self.begun = self.begun.max(number);
+        self.by_event.clear();
+    }
+
     fn hand_on(&mut self, hub: &Hub, said: &Said) {
         let changes = hub.changes.load(Ordering::Acquire);
         if changes != self.changes || self.by_event.len() >= NAMES {
-            *self = Self { changes, ..Self::default() };
+            self.changes = changes;
+            self.by_event.clear();
         }
         if !self.by_event.contains_key(&said.event) {
-            let handlers = read!(hub.handlers);
+            let handlers = read(&hub.handlers);
             let of_event = handlers.by_event.get(said.event()).into_iter().flatten();
-            let all = of_event.chain(&handlers.of_all).map(|(_, handler)| handler.clone()).collect();
+            let all = of_event.chain(&handlers.of_all).filter(|(number, _)| *number <= self.begun);
+            let all = all.map(|(_, handler)| handler.clone()).collect();
             // A copy: the name is part of a larger piece.
             self.by_event.insert(Bytes::copy_from_slice(&said.event), all);
         }
@@ -297,7 +314,7 @@ impl News {
             #[cfg(feature = "nats")]
             Self::Said(said) => (1, said.payload.len()),
             Self::Events { events, .. } => (events.count as usize, events.bytes()),
-            Self::Change(_) | Self::Greet(_) => (1, 0),
+            Self::Change(_) | Self::Greet(_) | Self::Hear(_) => (1, 0),
         }
     }
 }
@@ -305,6 +322,7 @@ impl News {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mesh::one_event;
 
     #[test]
     fn a_watcher_hears_of_each_node_once_that_was_up_before() {
@@ -324,5 +342,44 @@ mod tests {
         hub.put([News::Change(up("b")), News::Change(Change::Down("a".into()))]);
         hub.run();
         assert_eq!(*lock(&heard), [up("a"), up("b"), Change::Down("a".into())]);
+    }
+    /// Everything that is told goes into one list, until a node named `end` is up.
+    fn hear_all(hub: &Arc<Hub>) -> (Arc<Mutex<Vec<String>>>, Watcher, Handler) {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let (of_changes, of_events, ended) = (heard.clone(), heard.clone(), hub.clone());
+        let watcher: Watcher = Arc::new(move |change| match change {
+            Change::Up(node) if &**node == "end" => ended.end(),
+            change => lock(&of_changes).push(format!("{change:?}")),
+        });
+        let handler: Handler = Arc::new(move |said| lock(&of_events).push(format!("said {}", said.node)));
+        (heard, watcher, handler)
+    }
+
+    #[test]
+    fn who_is_greeted_again_misses_nothing_in_between() {
+        let hub = Arc::new(Hub::default());
+        let up = |node: &str| News::Change(Change::Up(node.into()));
+        let (heard, watcher, _) = hear_all(&hub);
+        let watching = hub.watch(watcher);
+        hub.put([up("a"), up("b"), News::Change(Change::Down("a".into()))]);
+        watching.greet();
+        hub.put([up("end")]);
+        hub.run();
+        assert_eq!(*lock(&heard), ["Up(\"a\")", "Up(\"b\")", "Down(\"a\")", "Up(\"b\")"]);
+    }
+
+    #[test]
+    fn who_watches_first_hears_a_node_after_it_is_up() {
+        let hub = Arc::new(Hub::default());
+        let up = |node: &str| News::Change(Change::Up(node.into()));
+        let said = || News::Events { node: "a".into(), boot: 1, events: one_event("event") };
+        // These wait to be handed on when the service comes.
+        hub.put([up("a"), said()]);
+        let (heard, watcher, handler) = hear_all(&hub);
+        let _watching = hub.watch(watcher);
+        let _hearing = hub.subscribe("event", handler);
+        hub.put([said(), up("end")]);
+        hub.run();
+        assert_eq!(*lock(&heard), ["Up(\"a\")", "said a"]);
     }
 }

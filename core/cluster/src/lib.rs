@@ -90,21 +90,32 @@ pub type Watcher = Arc<dyn Fn(&Change) + Send + Sync>;
 
 /// Ends a subscription when dropped. A handler that is running then is not waited for.
 #[must_use = "dropped, it ends the subscription"]
-pub struct Subscription(Option<Box<dyn FnOnce() + Send + Sync>>);
+#[derive(Default)]
+pub struct Subscription {
+    greet: Option<Box<dyn Fn() + Send + Sync>>,
+    end: Option<Box<dyn FnOnce() + Send + Sync>>,
+}
 
 impl Subscription {
     fn new(end: impl FnOnce() + Send + Sync + 'static) -> Self {
-        Self(Some(Box::new(end)))
+        Self { greet: None, end: Some(Box::new(end)) }
     }
 
-    fn of_nothing() -> Self {
-        Self(None)
+    fn greets(mut self, greet: impl Fn() + Send + Sync + 'static) -> Self {
+        self.greet = Some(Box::new(greet));
+        self
+    }
+
+    /// Tells a watcher once more that each node is up that is up now: in its turn, so that no change is lost
+    /// to it. A handler of events is told nothing.
+    pub fn greet(&self) {
+        self.greet.iter().for_each(|greet| greet());
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        if let Some(end) = self.0.take() {
+        if let Some(end) = self.end.take() {
             end();
         }
     }

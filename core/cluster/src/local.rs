@@ -44,15 +44,15 @@ impl Engine for Local {
     }
 
     fn subscribe(&self, _event: &str, _handler: Handler) -> Subscription {
-        Subscription::of_nothing()
+        Subscription::default()
     }
 
     fn subscribe_all(&self, _handler: Handler) -> Subscription {
-        Subscription::of_nothing()
+        Subscription::default()
     }
 
     fn watch(&self, _watcher: Watcher) -> Subscription {
-        Subscription::of_nothing()
+        Subscription::default()
     }
 
     fn status(&self) -> Status {

@@ -127,7 +127,8 @@ impl Host {
         self.abi.subscribe(self.id, Scope::Cluster, event).map_err(from_failure)
     }
 
-    /// Asks to hear who joins and leaves the cluster: `Event::Node`. Begins with those who are up already.
+    /// Asks to hear who joins and leaves the cluster: `Event::Node`. Begins with those who are up already. Asked
+    /// before [`Host::subscribe_cluster`], a node is up before anything of it is heard.
     pub fn subscribe_members(&self) -> Result<u64> {
         self.abi.subscribe(self.id, Scope::Members, "").map_err(from_failure)
     }

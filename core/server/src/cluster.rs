@@ -6,7 +6,6 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
-use zeph_abi::EventKind;
 use zeph_cluster::{Change, Engine, Handler, Keys, Local, Mesh, MeshOptions, Status, Subscription, Watcher};
 use zeph_contract::Error;
 use zeph_contract::event::NodeChange;
@@ -162,18 +161,17 @@ impl Cluster {
 fn handler(bus: Arc<Bus>, slot: u32, token: u64, event: &str) -> Handler {
     let name: Arc<str> = event.into();
     Arc::new(move |said| {
-        let payload: Arc<[u8]> = said.payload[..].into();
-        let event = OwnedEvent { token, number: token, ..OwnedEvent::news(EventKind::Said, &name, payload) };
-        bus.post_said(slot, event, &said.node);
+        if let Some(slot) = bus.registry.slot(u64::from(slot)) {
+            bus.post(slot, OwnedEvent::said(&said.node, name.clone(), said.payload[..].into()).to(token));
+        }
     })
 }
 
 fn watcher(bus: Arc<Bus>, slot: u32, token: u64) -> Watcher {
     Arc::new(move |change| {
         let (node, change) = node_change(change);
-        let event = OwnedEvent::news(EventKind::Node, node, change.as_json().into());
         if let Some(slot) = bus.registry.slot(u64::from(slot)) {
-            bus.post(slot, OwnedEvent { token, number: token, ..event });
+            bus.post(slot, OwnedEvent::change(node, change).to(token));
         }
     })
 }

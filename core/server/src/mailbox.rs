@@ -1,7 +1,7 @@
 //! Events that wait for one service, in order. What comes from timers, publishers and other nodes goes
 //! through here, so that nobody who tells an event is held up by whoever hears it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,6 +20,8 @@ pub struct OwnedEvent {
     pub number: u64,
     pub name: Arc<str>,
     pub payload: Arc<[u8]>,
+    /// Of the cluster: the node, and what is to be told of it where the event itself cannot be.
+    pub node: Option<(Arc<str>, NodeChange)>,
     /// The epoch of the mailbox when it came in.
     pub epoch: u32,
 }
@@ -33,13 +35,35 @@ impl OwnedEvent {
             number: event.number,
             name: event.name.into(),
             payload: event.payload.into(),
+            node: None,
             epoch: 0,
         }
     }
 
-    /// An event of the cluster, as its subscribers get it.
-    pub fn news(kind: EventKind, name: &Arc<str>, payload: Arc<[u8]>) -> Self {
-        Self { kind, status: 0, token: 0, number: 0, name: name.clone(), payload, epoch: 0 }
+    fn news(kind: EventKind, name: Arc<str>, payload: Arc<[u8]>) -> Self {
+        Self { kind, status: 0, token: 0, number: 0, name, payload, node: None, epoch: 0 }
+    }
+
+    /// What somebody of this node has published.
+    pub fn published(name: Arc<str>, payload: Arc<[u8]>) -> Self {
+        Self::news(EventKind::Published, name, payload)
+    }
+
+    /// What another node has said. Where it is lost, that is a gap in what that node says.
+    pub fn said(node: &Arc<str>, name: Arc<str>, payload: Arc<[u8]>) -> Self {
+        let node = Some((node.clone(), NodeChange::Gap));
+        Self { node, ..Self::news(EventKind::Said, name, payload) }
+    }
+
+    /// What has happened to another node.
+    pub fn change(node: &Arc<str>, change: NodeChange) -> Self {
+        let event = Self::news(EventKind::Node, node.clone(), change.as_json().into());
+        Self { node: Some((node.clone(), change)), ..event }
+    }
+
+    /// The same for a subscription.
+    pub fn to(self, subscription: u64) -> Self {
+        Self { token: subscription, number: subscription, ..self }
     }
 
     /// True for what concerns whoever lives under the name, whenever it began.
@@ -64,16 +88,6 @@ impl OwnedEvent {
     }
 }
 
-impl Queue {
-    /// Tells of what found no room.
-    fn take_gaps(&mut self, epoch: u32) {
-        for node in std::mem::take(&mut self.gaps) {
-            let gap = OwnedEvent::news(EventKind::Node, &node, NodeChange::Gap.as_json().into());
-            self.events.push_back(OwnedEvent { epoch, ..gap });
-        }
-    }
-}
-
 /// The events that wait for one service.
 #[derive(Default)]
 pub struct Mailbox {
@@ -88,13 +102,45 @@ struct Queue {
     events: VecDeque<OwnedEvent>,
     /// Somebody delivers, and will look again before going.
     attended: bool,
-    /// Nodes of which an event found no room: the service is told before it gets the next one.
-    gaps: BTreeSet<Arc<str>>,
+    /// Nobody takes events now. Of nodes only what still matters later is noted.
+    rests: bool,
+    /// What could not be told of nodes: the service hears it before anything else of them.
+    missed: BTreeMap<Arc<str>, Vec<NodeChange>>,
+}
+
+impl Queue {
+    /// Notes what is to be told of a node later. False: too many are noted.
+    fn miss(&mut self, node: Arc<str>, change: NodeChange) -> bool {
+        if self.missed.len() >= CAPACITY && !self.missed.contains_key(&node) {
+            return false;
+        }
+        let changes = self.missed.entry(node).or_default();
+        if change == NodeChange::Down {
+            // Whatever else happened to it is over with that.
+            changes.clear();
+        }
+        if !changes.contains(&change) {
+            changes.push(change);
+        }
+        true
+    }
+
+    /// Has what was missed told next.
+    fn tell_missed(&mut self, epoch: u32) {
+        for (node, changes) in std::mem::take(&mut self.missed) {
+            let told = changes.iter().map(|change| OwnedEvent::change(&node, *change));
+            self.events.extend(told.map(|event| OwnedEvent { epoch, ..event }));
+        }
+    }
 }
 
 impl Mailbox {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Relaxed)
     }
 
     /// True when nothing waits and nobody delivers: an event may go straight in.
@@ -105,44 +151,67 @@ impl Mailbox {
     /// Adds an event. True: the caller must see to it that somebody delivers.
     pub fn push(&self, event: OwnedEvent) -> bool {
         let mut queue = self.queue();
-        let event = OwnedEvent { epoch: self.epoch.load(Ordering::Relaxed), ..event };
-        // Whatever happens to a node is told: all that depends on it would stay wrong.
-        if queue.events.len() >= CAPACITY && event.kind != EventKind::Node {
-            drop(queue);
-            self.lose(&event);
+        let epoch = self.epoch();
+        let event = OwnedEvent { epoch, ..event };
+        let is_full = queue.events.len() + queue.missed.len() >= CAPACITY;
+        if is_full || (queue.rests && event.node.is_some()) {
+            self.miss_in(&mut queue, event);
             return false;
+        }
+        if event.node.is_some() {
+            queue.tell_missed(epoch);
         }
         queue.events.push_back(event);
-        !std::mem::replace(&mut queue.attended, true)
-    }
-
-    /// Adds what another node has said. What finds no room is a gap in what that node says. True: as
-    /// [`Mailbox::push`].
-    pub fn push_said(&self, event: OwnedEvent, node: &Arc<str>) -> bool {
-        let mut queue = self.queue();
-        if queue.events.len() + queue.gaps.len() >= CAPACITY {
-            queue.gaps.insert(node.clone());
-            drop(queue);
-            self.lose(&event);
-            return false;
-        }
-        let epoch = self.epoch.load(Ordering::Relaxed);
-        queue.take_gaps(epoch);
-        queue.events.push_back(OwnedEvent { epoch, ..event });
         !std::mem::replace(&mut queue.attended, true)
     }
 
     /// The next event; None ends the delivery.
     pub fn pop(&self) -> Option<OwnedEvent> {
         let mut queue = self.queue();
-        if queue.events.is_empty() {
+        if queue.events.is_empty() && !queue.rests {
             // Also where nothing more is said after what was lost.
-            let epoch = self.epoch.load(Ordering::Relaxed);
-            queue.take_gaps(epoch);
+            queue.tell_missed(self.epoch());
         }
         let event = queue.events.pop_front();
         queue.attended = event.is_some();
         event
+    }
+
+    /// An event found nobody to take it. One of a node is counted, and later told as what it means for that
+    /// node; until [`Mailbox::resume`] nothing more of nodes is kept.
+    pub fn miss(&self, event: OwnedEvent) {
+        let mut queue = self.queue();
+        if event.node.is_none() {
+            return self.lose(&event);
+        }
+        queue.rests = true;
+        self.miss_in(&mut queue, event);
+        // What came after it, too: nothing of a node may be told before what is missing of it.
+        let (of_nodes, others) =
+            std::mem::take(&mut queue.events).into_iter().partition(|event| event.node.is_some());
+        queue.events = others;
+        let of_nodes: VecDeque<OwnedEvent> = of_nodes;
+        of_nodes.into_iter().for_each(|event| self.miss_in(&mut queue, event));
+    }
+
+    fn miss_in(&self, queue: &mut Queue, event: OwnedEvent) {
+        let is_kept = match &event.node {
+            Some((node, change)) => queue.miss(node.clone(), *change) && event.kind == EventKind::Node,
+            None => false,
+        };
+        if !is_kept {
+            self.lose(&event);
+        }
+    }
+
+    /// Somebody takes events again. True: as [`Mailbox::push`].
+    pub fn resume(&self) -> bool {
+        let mut queue = self.queue();
+        if !std::mem::take(&mut queue.rests) || queue.missed.is_empty() {
+            return false;
+        }
+        queue.tell_missed(self.epoch());
+        !std::mem::replace(&mut queue.attended, true)
     }
 
     /// Throws away what only the instance that is gone could use: its timers, and what belongs to calls.
@@ -154,11 +223,11 @@ impl Mailbox {
 
     /// False for what only an instance that is gone could use.
     pub fn is_wanted(&self, event: &OwnedEvent) -> bool {
-        event.is_news() || event.epoch == self.epoch.load(Ordering::Relaxed)
+        event.is_news() || event.epoch == self.epoch()
     }
 
     /// Counts an event that nobody could take. That an instance serves is no news once it does not.
-    pub fn lose(&self, event: &OwnedEvent) {
+    fn lose(&self, event: &OwnedEvent) {
         if event.kind != EventKind::Serving {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -167,5 +236,73 @@ impl Mailbox {
     /// Events that were lost.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(node: &str) -> OwnedEvent {
+        OwnedEvent::said(&node.into(), "event".into(), Arc::default())
+    }
+
+    fn change(node: &str, change: NodeChange) -> OwnedEvent {
+        OwnedEvent::change(&node.into(), change)
+    }
+
+    fn take(mailbox: &Mailbox) -> Vec<String> {
+        let text = |event: OwnedEvent| format!("{} {}", event.name, String::from_utf8_lossy(&event.payload));
+        std::iter::from_fn(|| mailbox.pop()).map(text).collect()
+    }
+
+    #[test]
+    fn who_rests_is_told_later_what_became_of_each_node() {
+        let mailbox = Mailbox::default();
+        for event in [said("a"), change("b", NodeChange::Down), said("c")] {
+            mailbox.push(event);
+        }
+        let first = mailbox.pop().unwrap();
+        mailbox.miss(first);
+        assert_eq!(take(&mailbox), [""; 0], "it rests");
+        for event in [
+            said("a"),
+            change("b", NodeChange::Up),
+            said("b"),
+            change("c", NodeChange::Up),
+            change("c", NodeChange::Down),
+        ] {
+            assert!(!mailbox.push(event));
+        }
+        // What is not of nodes comes in its turn.
+        assert!(mailbox.push(OwnedEvent::published("here".into(), Arc::default())));
+        assert_eq!(take(&mailbox), ["here "]);
+        assert!(mailbox.resume(), "somebody must deliver");
+        mailbox.push(said("a"));
+        assert_eq!(
+            take(&mailbox),
+            ["a \"gap\"", "b \"down\"", "b \"up\"", "b \"gap\"", "c \"down\"", "event "]
+        );
+        assert_eq!(mailbox.dropped(), 4, "what was said and not told");
+        assert!(!mailbox.resume(), "nothing was missed since");
+    }
+
+    #[test]
+    fn what_finds_no_room_is_a_gap() {
+        let mailbox = Mailbox::default();
+        for _ in 0..CAPACITY {
+            mailbox.push(said("a"));
+        }
+        mailbox.push(said("b"));
+        mailbox.push(change("c", NodeChange::Down));
+        assert_eq!(mailbox.dropped(), 1);
+        mailbox.pop();
+        mailbox.push(said("b"));
+        mailbox.pop();
+        mailbox.pop();
+        mailbox.push(said("a"));
+        let told = take(&mailbox);
+        assert_eq!(told[told.len() - 3..], ["b \"gap\"", "c \"down\"", "event "]);
+        assert_eq!(mailbox.dropped(), 2);
     }
 }

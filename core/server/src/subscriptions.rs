@@ -50,8 +50,8 @@ impl Subscriptions {
                 known.serials.push(serial);
             }
             if scope == Scope::Members {
-                // Who is up is news for a new instance.
-                known.brought = bring(known.token)?;
+                // Who is up is news for a new instance. What comes meanwhile is told as before.
+                known.brought.iter().for_each(Brought::greet);
             }
             return Ok(known.token);
         }

@@ -13,8 +13,13 @@ use crate::nodes::{address, node, wait_for_nodes};
 
 /// A node whose relay hears events named `numbers`.
 fn relay(name: &str, seeds: &[&TestServer]) -> TestServer {
-    let settings = format!("{}[relay]\nhears = [\"numbers\"]", node(name, seeds));
-    TestServer::with(&["relay/Relay"]).settings(&settings).start()
+    relay_with(name, seeds, "").start()
+}
+
+/// The same with settings of its relay, not started yet.
+fn relay_with(name: &str, seeds: &[&TestServer], settings: &str) -> TestServer {
+    let settings = format!("{}[relay]\nhears = [\"numbers\"]\n{settings}", node(name, seeds));
+    TestServer::with(&["relay/Relay"]).settings(&settings)
 }
 
 fn heard(server: &TestServer) -> Vec<Value> {
@@ -139,6 +144,44 @@ fn a_swapped_service_misses_nothing() {
         .filter_map(|line| line.split_once("heard numbers ")?.1.trim_end_matches('.').parse().ok());
     heard.for_each(|number: usize| counts[number] += 1);
     assert!(counts.iter().all(|count| *count == ROUNDS), "each once in each round");
+}
+
+#[test]
+fn a_service_that_rests_is_told_afterwards_what_it_missed() {
+    let mut a = relay("a", &[]);
+    let mut c = relay("c", &[&a]);
+    let mut b = relay_with("b", &[&a], "rests = true\nrestart = \"temporary\"").start();
+    b.wait_service("relay", "rests", |service| service["state"] == "available");
+    [&mut a, &mut b, &mut c].into_iter().for_each(|server| wait_for_nodes(server, 2));
+    say(&a, 2);
+    say(&c, 1);
+    b.wait_service("relay", "has missed it", |service| service["events_dropped"] == 5);
+    c.signal("KILL");
+    c.wait_ended();
+    wait_for_nodes(&mut b, 1);
+    assert_eq!(b.service("relay")["state"], "available", "news bring nobody back");
+    // A call does.
+    until_heard(&mut b, json!({"node": "a", "change": "gap"}));
+    until_heard(&mut b, json!({"node": "c", "change": "down"}));
+    say(&a, 0);
+    until_heard(&mut b, json!({"said": "numbers", "payload": "\"end\""}));
+}
+
+#[test]
+fn a_service_that_starts_slowly_has_no_silent_hole() {
+    let mut a = relay("a", &[]);
+    let mut b = relay_with("b", &[&a], "starts_ms = 4000").launch();
+    wait_for_nodes(&mut a, 1);
+    for _ in 0..10 {
+        say(&a, 1);
+    }
+    b.wait_ready();
+    // Told or not: but not without a word.
+    b.wait("it is said", |b| {
+        let heard = heard(b);
+        let said = heard.iter().filter(|event| event["said"] == "numbers").count();
+        (said == 20 || heard.contains(&json!({"node": "a", "change": "gap"}))).then_some(())
+    });
 }
 
 #[test]

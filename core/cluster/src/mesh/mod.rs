@@ -206,3 +206,12 @@ impl Drop for Mesh {
         }
     }
 }
+
+/// Events as they come in from a connection.
+#[cfg(test)]
+pub(crate) fn one_event(name: &str) -> Events {
+    match frame::take(&mut frame::event(1, name, b"")[..].into()) {
+        Ok(Some(frame::Frame::Events(events))) => events,
+        other => panic!("no event: {other:?}"),
+    }
+}

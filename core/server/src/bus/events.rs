@@ -10,7 +10,7 @@ use super::{Bus, STOP};
 use crate::clock::Due;
 use crate::frames;
 use crate::mailbox::OwnedEvent;
-use crate::registry::{Down, Slot};
+use crate::registry::Slot;
 
 impl Bus {
     /// Tells a service an event from a thread of the pool.
@@ -34,6 +34,7 @@ impl Bus {
     /// Tells a service that it serves. On a thread of its own: neither mail that waits nor a full pool may hold
     /// up a `main` that waits for it.
     pub fn tell_serving(self: &Arc<Self>, slot: u32) {
+        self.registry.slot(u64::from(slot)).inspect(|slot| self.resume_mail(slot));
         let bus = self.clone();
         let told = std::thread::Builder::new().name("zephserver-serving".into()).spawn(move || {
             let Some(slot) = bus.registry.slot(u64::from(slot)) else { return };
@@ -60,10 +61,9 @@ impl Bus {
         }
     }
 
-    /// The same with what another node has said.
-    pub fn post_said(&self, slot: u32, event: OwnedEvent, node: &Arc<str>) {
-        let Some(slot) = self.registry.slot(u64::from(slot)) else { return };
-        if slot.mailbox.push_said(event, node) {
+    /// A service takes events again: it is told what it missed.
+    fn resume_mail(&self, slot: &Slot) {
+        if slot.mailbox.resume() {
             let _ = self.mail.0.try_send(slot.number);
         }
     }
@@ -95,17 +95,20 @@ impl Bus {
     pub fn deliver_mail(&self, slot: u32) {
         let Some(slot) = self.registry.slot(u64::from(slot)) else { return };
         while let Some(event) = slot.mailbox.pop() {
-            if !slot.gate.is_up() && slot.down() == Down::Asleep && event.wakes_nobody() {
-                slot.mailbox.lose(&event);
-                continue;
-            }
-            match self.wait_to_enter(slot, None, &CallOptions::WAIT) {
-                Ok(_) if !slot.mailbox.is_wanted(&event) => {}
-                Ok(entry) => self.tell(slot, &entry, &event.lend()),
-                Err(error) => {
-                    slot.mailbox.lose(&event);
-                    tracing::debug!("{}: an event is lost: {}", slot.name, error.text);
+            let brings_back = !event.wakes_nobody();
+            let error = match self.wait_to_enter(slot, None, &CallOptions::WAIT, brings_back) {
+                Ok(_) if !slot.mailbox.is_wanted(&event) => continue,
+                Ok(entry) => {
+                    self.tell(slot, &entry, &event.lend());
+                    continue;
                 }
+                Err(error) => error,
+            };
+            tracing::debug!("an event finds nobody: {}", error.text);
+            slot.mailbox.miss(event);
+            if slot.gate.is_up() {
+                // It came up in between: nobody else would say so.
+                slot.mailbox.resume();
             }
         }
     }
@@ -136,8 +139,7 @@ impl Bus {
         let (name, payload): (Arc<str>, Arc<[u8]>) = (event.into(), payload.into());
         for (slot, token) in &subscribers {
             if let Some(slot) = self.registry.slot(u64::from(*slot)) {
-                let event = OwnedEvent::news(EventKind::Published, &name, payload.clone());
-                self.post(slot, OwnedEvent { token: *token, number: *token, ..event });
+                self.post(slot, OwnedEvent::published(name.clone(), payload.clone()).to(*token));
             }
         }
         subscribers.len() as u64

@@ -136,7 +136,7 @@ impl Bus {
         };
         let entry = match slot.gate.enter() {
             Ok(entry) => entry,
-            Err(_) => match self.wait_to_enter(slot, parent, options) {
+            Err(_) => match self.wait_to_enter(slot, parent, options, true) {
                 Ok(entry) => entry,
                 Err(error) => return fail(reply, &error),
             },
@@ -200,13 +200,14 @@ impl Bus {
         self.tell_manager(Message::Crashed(Crash { slot: slot.number, serial, step, text: take_panic() }));
     }
 
-    /// Enters a gate that was not open at the first try.
+    /// Enters a gate that was not open at the first try. Who rests is brought back for it, or not.
     #[cold]
     fn wait_to_enter(
         &self,
         slot: &Slot,
         parent: Option<&Context<'_>>,
         options: &CallOptions,
+        brings_back: bool,
     ) -> Result<Entry, Error> {
         let start = Instant::now();
         let patience = |usual: Duration| match options.within {
@@ -236,6 +237,9 @@ impl Bus {
                     }
                     Down::Off(reason) => {
                         return Err(Error::unavailable(format!("{} does not serve: {reason}", slot.name)));
+                    }
+                    Down::Asleep if !brings_back => {
+                        return Err(Error::unavailable(format!("{} rests", slot.name)));
                     }
                     Down::Asleep => {
                         // Once in each slice: its main may return again before we are in.

@@ -95,7 +95,7 @@ impl Checker {
             News::Change(Change::Evicted(_)) => self.evictions += 1,
             #[cfg(feature = "nats")]
             News::Said(_) => {}
-            News::Greet(_) => {}
+            News::Greet(_) | News::Hear(_) => {}
         }
     }
 
