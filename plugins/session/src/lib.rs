@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use revocations::{MOST, Revocations};
-use token::{Token, Tokens};
+use token::Tokens;
 use zephserver_plugin::cluster::Inquiry;
 use zephserver_plugin::contract::page::Words;
 use zephserver_plugin::contract::session::{
@@ -176,8 +176,8 @@ impl Session {
     /// No token: anonymous. A token that is not good is an error, never somebody anonymous.
     fn identify(&self, question: &GetUserSession) -> Result<Option<Identity>> {
         let (Some(tokens), Some(token)) = (&self.tokens, question.session_id()?) else { return Ok(None) };
-        let Token { identity, issued } = tokens.read(&token)?;
-        if lock(&self.revocations).is_revoked(&identity.user.id, issued, now()) {
+        let identity = tokens.read(&token)?;
+        if lock(&self.revocations).is_revoked(&identity.user.id, identity.issued, now()) {
             return Err(Error::refused("the session was revoked; log in again"));
         }
         Ok(Some(identity))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use zephserver_plugin::contract::page::{Page, Shown};
-use zephserver_plugin::contract::session::Revoked;
+use zephserver_plugin::contract::session::{self, Revoked};
 
 /// Users that are remembered at most; then the oldest revocation makes room.
 pub const MOST: usize = 100_000;
@@ -85,14 +85,10 @@ impl Revocations {
         self.snapshot()
     }
 
-    /// True where what was issued to a user at a time counts no more. What does not say when it was issued
-    /// may be as old as any.
-    pub fn is_revoked(&self, user: &str, issued: Option<f64>, now: u64) -> bool {
-        let Some(before) = self.before.get(user).filter(|before| !self.is_expired(**before, now)) else {
-            return false;
-        };
-        // Times of issue are whole seconds: of that very second, nobody knows which came first.
-        issued.is_none_or(|issued| issued < *before as f64 + 1.0)
+    /// True where what was issued to a user at a time counts no more.
+    pub fn is_revoked(&self, user: &str, issued: Option<u64>, now: u64) -> bool {
+        let before = self.before.get(user).filter(|before| !self.is_expired(**before, now));
+        before.is_some_and(|before| session::is_revoked(issued, *before))
     }
 
     /// A page of them.
@@ -162,17 +158,8 @@ mod tests {
         assert!(!revocations.is_revoked("7", None, NOW));
         let revoked = Revoked { user: "7".into(), before: NOW };
         assert_eq!(revocations.revoke("7", NOW), (revoked, None));
-        let at = NOW as f64;
-        for (issued, is_revoked) in [
-            (None, true),
-            (Some(0.0), true),
-            (Some(-1.0), true),
-            (Some(at - 1.0), true),
-            (Some(at), true),
-            (Some(at + 0.9), true),
-            (Some(at + 1.0), false),
-            (Some(f64::MAX), false),
-        ] {
+        for (issued, is_revoked) in [(None, true), (Some(0), true), (Some(NOW), true), (Some(NOW + 1), false)]
+        {
             assert_eq!(revocations.is_revoked("7", issued, NOW), is_revoked, "{issued:?}");
             assert!(!revocations.is_revoked("8", issued, NOW), "somebody else");
         }

@@ -2,7 +2,7 @@
 //! come in, [`codec`] what is a frame, [`message`] what is in it ([`scan`] reads its JSON), [`peer`] what is kept of a connection,
 //! [`sockets`] what its bytes mean, [`dispatch`] what a message means, [`http`] what else is served here,
 //! [`crew`] how the loops keep together, [`carry`] what passes to the next generation, [`verbs`] what
-//! operators can do, and [`kicks`] what those of other nodes did.
+//! operators can do, [`kicks`] what those of other nodes did, and [`revoked`] whose sessions ended.
 
 mod settings;
 
@@ -18,6 +18,7 @@ mod http;
 mod inbox;
 mod kicks;
 mod peer;
+mod revoked;
 mod sockets;
 mod verbs;
 
@@ -239,8 +240,8 @@ impl Service for WebSocket {
                 }
             }
             Event::Published { name: REVOKED, payload } => {
-                let Revoked { user, .. } = serde_json::from_slice(payload)?;
-                self.inboxes.iter().for_each(|inbox| inbox.revoke(&user));
+                let revoked: Revoked = serde_json::from_slice(payload)?;
+                self.inboxes.iter().for_each(|inbox| inbox.revoke(revoked.clone()));
                 self.wake_all();
             }
             Event::Said { name: KICKS, payload } => {

@@ -6,12 +6,15 @@ use zephserver_testkit::TestServer;
 use crate::client::Client;
 use crate::cluster_rooms::{nodes, reload, until_list};
 use crate::nodes::{node, wait_for_nodes};
-use crate::sessions::{ANN, ANN_BEFORE, ANN_LATER, greeted, is_revoked, ring, session};
+use crate::sessions::{ANN, ANN_BEFORE, ANN_LATER, BOB, greeted, is_revoked, ring, session};
 
 /// The shipped ring with tokens, as a node.
 fn token_node(name: &str, seeds: &[&TestServer]) -> TestServer {
     ring().settings(&session("")).settings(&node(name, seeds)).start()
 }
+
+/// The settings of an edge whose peers are looked through one after the other.
+const ONE_LOOP: &str = "[websocket]\nthreads = 1";
 
 fn hello(server: &TestServer, token: &str) -> Client {
     let mut client = Client::connect(server);
@@ -58,6 +61,29 @@ fn a_revocation_counts_on_all_nodes() {
     a.ask("revoke 3").unwrap();
     c.signal("CONT");
     c.wait("it knows", |c| (c.ask("revocations").unwrap()["total"] == 3).then_some(()));
+}
+
+#[test]
+fn a_revocation_that_is_learned_late_leaves_newer_sessions_alone() {
+    let mut a = token_node("a", &[]);
+    let b = ring().settings(&session("")).settings(ONE_LOOP).settings(&node("b", &[&a]));
+    let mut b = b.start();
+    [&mut a, &mut b].into_iter().for_each(|node| wait_for_nodes(node, 1));
+    a.ask("revoke 1").unwrap();
+    b.wait("it knows", |b| (b.ask("revocations").unwrap()["total"] == 1).then_some(()));
+    let (mut ann, mut bob) = (hello(&b, ANN_LATER), hello(&b, BOB));
+    b.ask("restart session").unwrap();
+    b.wait("it knows again", |b| (b.ask("revocations").unwrap()["total"] == 1).then_some(()));
+    // What is revoked after that reaches the edge after that.
+    b.ask("revoke 2").unwrap();
+    bob.until("why", |frame| frame["text"] == "your session was revoked; log in again");
+    ann.request("TaskEcho", Value::Null);
+    // The next build knows when her session was issued.
+    reload(&mut b, "websocket");
+    b.ask("restart session").unwrap();
+    b.wait("it knows again", |b| (b.ask("revocations").unwrap()["total"] == 2).then_some(()));
+    b.ask("revoke 1").unwrap();
+    ann.request("TaskEcho", Value::Null);
 }
 
 #[test]
