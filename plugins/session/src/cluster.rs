@@ -40,8 +40,8 @@ impl Session {
             return Ok(());
         };
         revoked.retain(|one| !one.user.is_empty() && one.user.len() <= LONGEST_ID);
-        if last && answers {
-            self.inquiry.answered(&node);
+        if answers {
+            self.inquiry.heard(&node, last);
         }
         let keeping = lock(&self.keeping);
         let (new, forgotten) = lock(&self.revocations).merge(revoked, now());

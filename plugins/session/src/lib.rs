@@ -147,13 +147,18 @@ impl Service for Session {
 
     fn event(&self, event: Event<'_>) -> Result<()> {
         match event {
-            Event::Timer { token } if self.inquiry.timer(&self.host, ASK_REVOCATIONS, token)? => Ok(()),
+            Event::Timer { token } if self.inquiry.is_timer(token) => {
+                self.inquiry.ask(&self.host, ASK_REVOCATIONS)
+            }
             Event::Timer { .. } => {
                 let _keeping = lock(&self.keeping);
                 // In the file as well: it may be named since the instance before.
                 self.keep()
             }
-            Event::Node { name, change } => self.inquiry.node(&self.host, ASK_REVOCATIONS, (name, change)),
+            Event::Node { name, change } => {
+                self.inquiry.node(name, change);
+                self.inquiry.ask(&self.host, ASK_REVOCATIONS)
+            }
             Event::Said { name: REVOCATIONS, payload } => self.heard(payload),
             Event::Said { name: ASK_REVOCATIONS, payload } => self.asked(payload),
             _ => Ok(()),

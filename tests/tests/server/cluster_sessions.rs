@@ -1,5 +1,7 @@
 //! Revocations and kicks of the whole cluster.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde_json::{Value, json};
 use zephserver_testkit::TestServer;
 
@@ -15,6 +17,10 @@ fn token_node(name: &str, seeds: &[&TestServer]) -> TestServer {
 
 /// The settings of an edge whose peers are looked through one after the other.
 const ONE_LOOP: &str = "[websocket]\nthreads = 1";
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
 
 fn hello(server: &TestServer, token: &str) -> Client {
     let mut client = Client::connect(server);
@@ -133,7 +139,7 @@ fn nonsense_of_another_node_is_logged_once_and_hurts_nobody() {
 
 #[test]
 fn a_kick_reaches_the_peers_of_all_nodes() {
-    let [mut a, mut b] = nodes("[server]\nwatch = false");
+    let [mut a, mut b] = nodes(&format!("[server]\nwatch = false\n{ONE_LOOP}"));
     let mut anns = [Client::join_as(&a, "lobby", "Ann"), Client::join_as(&b, "lobby", "Ann")];
     let mut bob = Client::join_as(&b, "lobby", "Bob");
     let cid = bob.request("Extra", Value::Null)["data"]["cid"].to_string();
@@ -151,15 +157,27 @@ fn a_kick_reaches_the_peers_of_all_nodes() {
     let here = ann.request("Extra", Value::Null)["data"]["cid"].to_string();
     assert_eq!(b.ask(&format!("kick {here}")).unwrap(), json!({"closed": 1, "told": 0}));
     assert_eq!(ann.closed_with().0, 4403);
-    // One that could not hear it learns it afterwards.
-    let mut eve = Client::join_as(&b, "lobby", "Eve");
+    // One that could not hear it learns it afterwards, unless the answer was that nobody is kicked.
+    let [mut eve, mut eva] = ["Eve", "Eva"].map(|name| Client::join_as(&b, "lobby", name));
     b.signal("STOP");
-    wait_for_nodes(&mut a, 0);
-    let error = a.ask("kick --user id-Eve").unwrap_err();
+    a.wait("its edge is alone", |a| a.ask("kick --user id-Nobody").is_err().then_some(()));
+    let error = a.ask("kick --user id-Eva").unwrap_err();
     assert_eq!(error.code.name(), "not_found", "nobody was told: {error}");
     let mut other = Client::join_as(&a, "lobby", "Eve");
     assert_eq!(a.ask("kick --user id-Eve").unwrap(), json!({"closed": 1, "told": 0}));
     assert_eq!(other.closed_with().0, 4403);
     b.signal("CONT");
     assert_eq!(eve.closed_with().0, 4403);
+    eva.request("TaskEcho", Value::Null);
+}
+
+#[test]
+fn a_kick_that_comes_late_leaves_alone_who_came_after_it() {
+    let [a, b] = nodes(ONE_LOOP);
+    let [mut ann, mut bob] = ["Ann", "Bob"].map(|name| Client::join_as(&a, "lobby", name));
+    let kick = |id: u64, user: &str, said_at: u64| json!({"id": id, "who": {"user": user}, "age_ms": 0, "said_at": said_at});
+    let kicks = [kick(1, "id-Ann", seconds() - 100), kick(2, "id-Bob", seconds())];
+    b.ask(&format!("say edge.kicks/1 {}", json!({"node": "b", "kicks": kicks, "last": true}))).unwrap();
+    assert_eq!(bob.closed_with().0, 4403);
+    ann.request("TaskEcho", Value::Null);
 }
