@@ -120,6 +120,10 @@ pub struct Revocations {
     /// It is the answer to a question, with all that is known there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub answers: bool,
+    /// They were revoked just now, on that node. Whose clock is ahead of that one's makes them later
+    /// ([`CLOCKS_DIFFER`](crate::event::CLOCKS_DIFFER)), and says them again, without this.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
 }
 
 #[cfg(test)]
@@ -167,8 +171,12 @@ mod tests {
         assert_eq!(serde_json::to_string(&revoked).unwrap(), r#"{"user":"7","before":9}"#);
         let revoke: Revoke = serde_json::from_str(r#"{"user":"7"}"#).unwrap();
         assert_eq!(revoke.user, revoked.user);
-        let told = Revocations { node: "a".into(), revoked: vec![revoked], last: true, answers: false };
+        let (node, revoked) = ("a".into(), vec![revoked]);
+        let told = Revocations { node, revoked, last: true, answers: false, fresh: true };
         let json = serde_json::to_string(&told).unwrap();
-        assert_eq!(json, r#"{"node":"a","revoked":[{"user":"7","before":9}],"last":true}"#);
+        assert_eq!(json, r#"{"node":"a","revoked":[{"user":"7","before":9}],"last":true,"fresh":true}"#);
+        // As builds before say it.
+        let json = json.replace(r#","fresh":true"#, "");
+        assert_eq!(serde_json::from_str::<Revocations>(&json).unwrap(), Revocations { fresh: false, ..told });
     }
 }

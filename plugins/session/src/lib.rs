@@ -206,7 +206,12 @@ impl Session {
         let kept = self.keep();
         drop(keeping);
         self.tell_edges(&revoked)?;
-        let said = self.say(&revoked);
+        let said = self.say(vec![revoked.clone()], true).map_err(|error| {
+            let text = format!(
+                "it is revoked on this node, but the others were not told: {error}; revoke once more"
+            );
+            Error::new(error.code, text)
+        });
         kept.and(said).map(|()| revoked)
     }
 

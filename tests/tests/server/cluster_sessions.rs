@@ -93,6 +93,35 @@ fn a_revocation_that_is_learned_late_leaves_newer_sessions_alone() {
 }
 
 #[test]
+fn a_revocation_counts_where_the_clock_of_its_node_is_behind() {
+    let mut a = token_node("a", &[]);
+    let mut b = token_node("b", &[&a]);
+    [&mut a, &mut b].into_iter().for_each(|node| wait_for_nodes(node, 1));
+    let say = |user: &str, before: u64, fresh: bool| {
+        let revoked = json!([{"user": user, "before": before}]);
+        let told = json!({"node": "b", "revoked": revoked, "last": true, "fresh": fresh});
+        b.ask(&format!("say session.revocations/1 {told}")).unwrap();
+    };
+    let known = |node: &TestServer, user: &str| {
+        let list = node.ask("revocations").unwrap();
+        let known = list["revocations"].as_array().unwrap().iter().find(|known| known["user"] == user);
+        known.and_then(|known| known["before"].as_u64())
+    };
+    let now = seconds();
+    say("old", now - 5, false);
+    say("late", now - 100, true);
+    say("behind", now - 10, true);
+    let before = a.wait("it knows", |a| known(a, "behind"));
+    assert!(before >= now, "what was issued until now counts no more");
+    assert_eq!((known(&a, "old"), known(&a, "late")), (Some(now - 5), Some(now - 100)));
+    // The node with that clock is told.
+    let mut b = b;
+    b.wait("it knows", |b| (known(b, "behind") == Some(before)).then_some(()));
+    assert_eq!(known(&b, "old"), None, "what was only told again is not said once more");
+    a.wait_log("the clock of node b is behind");
+}
+
+#[test]
 fn nonsense_of_another_node_is_logged_once_and_hurts_nobody() {
     let mut a = token_node("a", &[]);
     let mut b = token_node("b", &[&a]);
