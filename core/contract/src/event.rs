@@ -59,6 +59,10 @@ impl NodeChange {
     }
 }
 
+/// Seconds by which the clocks of two nodes may differ. Where a time of another node's clock decides something, it is
+/// taken to be so much later at most.
+pub const CLOCKS_DIFFER: u64 = 30;
+
 /// The question of a service to its like on another node for what that knows. That tells it, in parts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {

@@ -139,15 +139,20 @@ pub struct Kicks {
     pub answers: bool,
 }
 
-/// A kick: peers that were connected at that time are closed, each time it is heard of for the first time.
+/// A kick: peers that were connected at that time are closed, where it is heard of for the first time. When that was
+/// is known by two things, and whoever hears it goes by the earlier one, since a word may be on its way for minutes:
+/// `age_ms` before now, and [`CLOCKS_DIFFER`](crate::event::CLOCKS_DIFFER) after `said_at`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kick {
     /// A number that no other kick has.
     pub id: u64,
     /// Whom it is about.
     pub who: Kicked,
-    /// How many milliseconds ago it was.
+    /// How many milliseconds ago it was, when this was sent.
     pub age_ms: u64,
+    /// Seconds since 1970 at which it was, by the clock of the node of the operator; None: a build before did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said_at: Option<u64>,
 }
 
 /// Whom a kick is about.
@@ -166,12 +171,14 @@ mod tests {
 
     #[test]
     fn a_kick_looks_like_this() {
-        let kick = |id, who| Kick { id, who, age_ms: 5 };
-        let kicks = vec![kick(1, Kicked::Cid(7)), kick(2, Kicked::User("7".into()))];
+        let kick = |id, who, said_at| Kick { id, who, age_ms: 5, said_at };
+        let kicks = vec![kick(1, Kicked::Cid(7), None), kick(2, Kicked::User("7".into()), Some(9))];
         let told = Kicks { node: "a".into(), kicks, last: true, answers: false };
         let json = serde_json::to_string(&told).unwrap();
-        let (one, two) =
-            (r#"{"id":1,"who":{"cid":7},"age_ms":5}"#, r#"{"id":2,"who":{"user":"7"},"age_ms":5}"#);
+        let (one, two) = (
+            r#"{"id":1,"who":{"cid":7},"age_ms":5}"#,
+            r#"{"id":2,"who":{"user":"7"},"age_ms":5,"said_at":9}"#,
+        );
         assert_eq!(json, format!(r#"{{"node":"a","kicks":[{one},{two}],"last":true}}"#));
         assert_eq!(serde_json::from_str::<Kicks>(&json).unwrap(), told);
     }

@@ -13,9 +13,9 @@ pub const GET_USER_SESSION: &str = "session.get_user_session/1";
 /// nobody any more: whoever brings it is refused. A service that cannot tell when a session was issued
 /// answers `unsupported`.
 pub const REVOKE: &str = "session.revoke/1";
-/// Name of the event that tells the node of it: [`Revoked`] as JSON. An edge closes the peers of that user.
-/// The session service tells it once it refuses: a question asked later gets the new answer, one under way
-/// meanwhile perhaps the old one.
+/// Name of the event that tells the node of it: [`Revoked`] as JSON. An edge closes the peers of that user
+/// whose sessions it ends, by [`is_revoked`]. The session service tells it once it refuses: a question asked
+/// later gets the new answer, one under way meanwhile perhaps the old one.
 pub const REVOKED: &str = "session.revoked";
 
 /// Name of the event by which a session service says, or tells one other node, whose sessions have ended:
@@ -65,7 +65,7 @@ pub struct User {
     pub username: String,
 }
 
-/// A user, and how long the session says so.
+/// A user, and from when until when the session says so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Who it is.
@@ -74,12 +74,22 @@ pub struct Identity {
     /// Seconds since 1970 at which the session ends, and the peer with it; None: it does not end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<u64>,
+    /// Seconds since 1970 at which the session was issued; None: nobody knows. See [`is_revoked`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued: Option<u64>,
 }
 
 impl From<User> for Identity {
     fn from(user: User) -> Self {
-        Self { user, expires: None }
+        Self { user, expires: None, issued: None }
     }
+}
+
+/// True where a session that was issued at a time counts no more, by a revocation of what was issued
+/// [`before`](Revoked::before). The one rule, for those who refuse sessions and for those who close peers.
+pub fn is_revoked(issued: Option<u64>, before: u64) -> bool {
+    // Of that very second, nobody knows which came first. What does not say when it was issued may be as old as any.
+    issued.is_none_or(|issued| issued <= before)
 }
 
 /// The wish that all sessions of a user end.
@@ -110,6 +120,10 @@ pub struct Revocations {
     /// It is the answer to a question, with all that is known there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub answers: bool,
+    /// They were revoked just now, on that node. Whose clock is ahead of that one's makes them later
+    /// ([`CLOCKS_DIFFER`](crate::event::CLOCKS_DIFFER)), and says them again, without this.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
 }
 
 #[cfg(test)]
@@ -118,12 +132,23 @@ mod tests {
 
     #[test]
     fn an_identity_is_a_user_with_an_end() {
-        let identity = Identity { user: User { id: "1".into(), username: "Ann".into() }, expires: Some(9) };
+        let user = User { id: "1".into(), username: "Ann".into() };
+        let identity = Identity { user, expires: Some(9), issued: Some(5) };
         let json = serde_json::to_string(&identity).unwrap();
-        assert_eq!(json, r#"{"id":"1","username":"Ann","expires":9}"#);
+        assert_eq!(json, r#"{"id":"1","username":"Ann","expires":9,"issued":5}"#);
         assert_eq!(serde_json::from_str::<Identity>(&json).unwrap(), identity);
         let without: Identity = serde_json::from_str(r#"{"id":"1","username":"Ann"}"#).unwrap();
         assert_eq!(without, identity.user.into());
+        assert_eq!(serde_json::to_string(&without).unwrap(), r#"{"id":"1","username":"Ann"}"#);
+    }
+
+    #[test]
+    fn what_was_issued_until_then_is_revoked_and_what_may_have_been() {
+        for (issued, is_so) in
+            [(None, true), (Some(0), true), (Some(9), true), (Some(10), false), (Some(u64::MAX), false)]
+        {
+            assert_eq!(is_revoked(issued, 9), is_so, "{issued:?}");
+        }
     }
 
     #[test]
@@ -146,8 +171,12 @@ mod tests {
         assert_eq!(serde_json::to_string(&revoked).unwrap(), r#"{"user":"7","before":9}"#);
         let revoke: Revoke = serde_json::from_str(r#"{"user":"7"}"#).unwrap();
         assert_eq!(revoke.user, revoked.user);
-        let told = Revocations { node: "a".into(), revoked: vec![revoked], last: true, answers: false };
+        let (node, revoked) = ("a".into(), vec![revoked]);
+        let told = Revocations { node, revoked, last: true, answers: false, fresh: true };
         let json = serde_json::to_string(&told).unwrap();
-        assert_eq!(json, r#"{"node":"a","revoked":[{"user":"7","before":9}],"last":true}"#);
+        assert_eq!(json, r#"{"node":"a","revoked":[{"user":"7","before":9}],"last":true,"fresh":true}"#);
+        // As builds before say it.
+        let json = json.replace(r#","fresh":true"#, "");
+        assert_eq!(serde_json::from_str::<Revocations>(&json).unwrap(), Revocations { fresh: false, ..told });
     }
 }

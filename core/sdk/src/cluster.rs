@@ -41,6 +41,13 @@ impl Asks {
         self.0.insert(node.into(), Ask { due: now, pause: FIRST });
     }
 
+    /// A part of a node's answer is here, and more of it will follow: it has time again for the next one.
+    pub fn hear(&mut self, node: &str, now: Instant) {
+        if let Some(ask) = self.0.get_mut(node) {
+            ask.due = now + FIRST;
+        }
+    }
+
     /// A node has answered, or is gone.
     pub fn forget(&mut self, node: &str) {
         self.0.remove(node);
@@ -82,40 +89,44 @@ impl Inquiry {
         self.asks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something happened to a node: for each [`Event::Node`](crate::Event::Node). Asks by telling `event`: a
-    /// [`Question`] as JSON.
-    pub fn node(&self, host: &Host, event: &str, (name, change): (&str, NodeChange)) -> Result<()> {
+    /// Something happened to a node: for each [`Event::Node`](crate::Event::Node). [`Inquiry::ask`] is to follow.
+    pub fn node(&self, name: &str, change: NodeChange) {
         match change {
             NodeChange::Up | NodeChange::Gap => self.asks().ask_soon(name, Instant::now()),
             NodeChange::Down => self.asks().forget(name),
             // It will be told of a gap, and ask.
             NodeChange::Evicted => {}
         }
-        self.ask(host, event)
     }
 
-    /// A node has answered, to the last part.
-    pub fn answered(&self, node: &str) {
-        self.asks().forget(node);
-    }
-
-    /// A timer is due. False: it is not this one's.
-    pub fn timer(&self, host: &Host, event: &str, token: u64) -> Result<bool> {
-        let is_own = token == self.timer.load(Ordering::Relaxed);
-        if is_own {
-            self.ask(host, event)?;
+    /// A part of a node's answer is here.
+    pub fn heard(&self, node: &str, is_last: bool) {
+        match is_last {
+            true => self.asks().forget(node),
+            false => self.asks().hear(node, Instant::now()),
         }
-        Ok(is_own)
     }
 
-    fn ask(&self, host: &Host, event: &str) -> Result<()> {
+    /// True for the timer that says when somebody is to be asked again: [`Inquiry::ask`] is to follow. Who asks on
+    /// another thread than that of its events takes every timer for it that it does not know.
+    pub fn is_timer(&self, token: u64) -> bool {
+        token == self.timer.load(Ordering::Relaxed)
+    }
+
+    /// Asks who is to be asked now, by telling `event`: a [`Question`] as JSON. It may wait up to 2 s for
+    /// room, as [`Host::tell`]. On one thread at a time.
+    pub fn ask(&self, host: &Host, event: &str) -> Result<()> {
         let due = self.asks().due(Instant::now());
         let question = serde_json::to_vec(&Question { node: host.node()? })?;
         for node in due {
             match host.tell(&node, event, &question) {
                 Ok(()) => {}
-                // It is gone; the news of that is on its way.
-                Err(error) if error.code == Code::NotFound => self.answered(&node),
+                // There is no room for what the others are asked either: it is waited for once.
+                Err(error) if error.code == Code::Busy => {
+                    tracing::debug!("{node} and others are asked again later: {error}");
+                    break;
+                }
+                // Or it is gone, and the news of that on its way.
                 Err(error) => tracing::debug!("{node} is asked again later: {error}"),
             }
         }
@@ -188,6 +199,32 @@ mod tests {
         asks.ask_soon("c", now);
         assert_eq!(asks.due(now), ["c"]);
         assert_eq!(asks.next(), Some(now + FIRST));
+    }
+
+    #[test]
+    fn who_answers_in_parts_has_time_for_each() {
+        let start = Instant::now();
+        let mut asks = Asks::default();
+        asks.ask("a", start);
+        let mut now = start;
+        for _ in 0..5 {
+            now += FIRST - Duration::from_millis(1);
+            assert!(asks.due(now).is_empty(), "the part before is not long ago");
+            asks.hear("a", now);
+        }
+        assert_eq!(asks.next(), Some(now + FIRST));
+        now += FIRST;
+        assert_eq!(asks.due(now), ["a"], "no more came");
+        assert_eq!(asks.next(), Some(now + FIRST * 2), "it counts as asked for the second time");
+        asks.hear("stranger", now);
+        assert!(!asks.is_open("stranger"), "nobody asked it");
+        let inquiry = Inquiry::default();
+        inquiry.node("a", NodeChange::Up);
+        let first = inquiry.asks().next();
+        inquiry.heard("a", false);
+        assert!(inquiry.asks().next() > first && inquiry.asks().is_open("a"));
+        inquiry.heard("a", true);
+        assert!(!inquiry.asks().is_open("a"));
     }
 
     #[test]

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 use zephserver_plugin::cluster::{answer, parts};
 use zephserver_plugin::contract::event::Ask;
 use zephserver_plugin::contract::session::{ASK_REVOCATIONS, REVOCATIONS, Revocations as Told, Revoked};
-use zephserver_plugin::{Error, Result, tracing};
+use zephserver_plugin::{Result, tracing};
 
+use crate::revocations::by_own_clock;
 use crate::{LONGEST_ID, Session, lock, now};
 
 impl Session {
@@ -22,27 +23,22 @@ impl Session {
         Ok(())
     }
 
-    /// Says a revocation to all other nodes.
-    pub fn say(&self, revoked: &Revoked) -> Result<()> {
-        let told =
-            Told { node: self.host.node()?, revoked: vec![revoked.clone()], last: true, answers: false };
-        self.host.say(REVOCATIONS, &serde_json::to_vec(&told)?).map(drop).map_err(|error| {
-            let text = format!(
-                "it is revoked on this node, but the others were not told: {error}; revoke once more"
-            );
-            Error::new(error.code, text)
-        })
+    /// Says revocations to all other nodes. `fresh`: they were made here, just now.
+    pub fn say(&self, revoked: Vec<Revoked>, fresh: bool) -> Result<()> {
+        let told = Told { node: self.host.node()?, revoked, last: true, answers: false, fresh };
+        self.host.say(REVOCATIONS, &serde_json::to_vec(&told)?).map(drop)
     }
 
     /// Another node says what was revoked: what is new here counts here as well.
     pub fn heard(&self, payload: &[u8]) -> Result<()> {
-        let Some(Told { node, mut revoked, last, answers }) = self.read(REVOCATIONS, payload) else {
+        let Some(Told { node, mut revoked, last, answers, fresh }) = self.read(REVOCATIONS, payload) else {
             return Ok(());
         };
         revoked.retain(|one| !one.user.is_empty() && one.user.len() <= LONGEST_ID);
-        if last && answers {
-            self.inquiry.answered(&node);
+        if answers {
+            self.inquiry.heard(&node, last);
         }
+        let is_later = fresh && by_own_clock(&mut revoked, now());
         let keeping = lock(&self.keeping);
         let (new, forgotten) = lock(&self.revocations).merge(revoked, now());
         forgotten.iter().for_each(crate::forgotten);
@@ -51,9 +47,18 @@ impl Session {
         self.owed.store(is_owed && !last, Ordering::Relaxed);
         let kept = if is_owed && last { self.keep() } else { Ok(()) };
         drop(keeping);
-        for one in new {
+        for one in &new {
             tracing::info!("the sessions of user {:?} are revoked, by the word of node {node}", one.user);
-            self.tell_edges(&one)?;
+            self.tell_edges(one)?;
+        }
+        if is_later && !new.is_empty() {
+            tracing::warn!(
+                "the clock of node {node} is behind the one here, or its word was seconds on its way: what it revoked \
+                 counts as revoked now, on all nodes"
+            );
+            // Where it was made that is not known.
+            let said = self.say(new, false);
+            said.unwrap_or_else(|error| tracing::warn!("other nodes were not told of that: {error}"));
         }
         kept
     }
@@ -64,7 +69,8 @@ impl Session {
         let parts = parts(lock(&self.revocations).current(now()), |one| 64 + one.user.len());
         let (own, count) = (self.host.node()?, parts.len());
         let part = |(part, revoked)| {
-            let told = Told { node: own.clone(), revoked, last: part + 1 == count, answers: true };
+            let told =
+                Told { node: own.clone(), revoked, last: part + 1 == count, answers: true, fresh: false };
             // Texts and numbers: always JSON.
             serde_json::to_vec(&told).unwrap_or_default()
         };

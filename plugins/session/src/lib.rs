@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use revocations::{MOST, Revocations};
-use token::{Token, Tokens};
+use token::Tokens;
 use zephserver_plugin::cluster::Inquiry;
 use zephserver_plugin::contract::page::Words;
 use zephserver_plugin::contract::session::{
@@ -147,13 +147,18 @@ impl Service for Session {
 
     fn event(&self, event: Event<'_>) -> Result<()> {
         match event {
-            Event::Timer { token } if self.inquiry.timer(&self.host, ASK_REVOCATIONS, token)? => Ok(()),
+            Event::Timer { token } if self.inquiry.is_timer(token) => {
+                self.inquiry.ask(&self.host, ASK_REVOCATIONS)
+            }
             Event::Timer { .. } => {
                 let _keeping = lock(&self.keeping);
                 // In the file as well: it may be named since the instance before.
                 self.keep()
             }
-            Event::Node { name, change } => self.inquiry.node(&self.host, ASK_REVOCATIONS, (name, change)),
+            Event::Node { name, change } => {
+                self.inquiry.node(name, change);
+                self.inquiry.ask(&self.host, ASK_REVOCATIONS)
+            }
             Event::Said { name: REVOCATIONS, payload } => self.heard(payload),
             Event::Said { name: ASK_REVOCATIONS, payload } => self.asked(payload),
             _ => Ok(()),
@@ -176,8 +181,8 @@ impl Session {
     /// No token: anonymous. A token that is not good is an error, never somebody anonymous.
     fn identify(&self, question: &GetUserSession) -> Result<Option<Identity>> {
         let (Some(tokens), Some(token)) = (&self.tokens, question.session_id()?) else { return Ok(None) };
-        let Token { identity, issued } = tokens.read(&token)?;
-        if lock(&self.revocations).is_revoked(&identity.user.id, issued, now()) {
+        let identity = tokens.read(&token)?;
+        if lock(&self.revocations).is_revoked(&identity.user.id, identity.issued, now()) {
             return Err(Error::refused("the session was revoked; log in again"));
         }
         Ok(Some(identity))
@@ -201,7 +206,12 @@ impl Session {
         let kept = self.keep();
         drop(keeping);
         self.tell_edges(&revoked)?;
-        let said = self.say(&revoked);
+        let said = self.say(vec![revoked.clone()], true).map_err(|error| {
+            let text = format!(
+                "it is revoked on this node, but the others were not told: {error}; revoke once more"
+            );
+            Error::new(error.code, text)
+        });
         kept.and(said).map(|()| revoked)
     }
 

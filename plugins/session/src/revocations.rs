@@ -4,8 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde::Serialize;
+use zephserver_plugin::contract::event::CLOCKS_DIFFER;
 use zephserver_plugin::contract::page::{Page, Shown};
-use zephserver_plugin::contract::session::Revoked;
+use zephserver_plugin::contract::session::{self, Revoked};
 
 /// Users that are remembered at most; then the oldest revocation makes room.
 pub const MOST: usize = 100_000;
@@ -55,7 +56,9 @@ impl Revocations {
     /// had to be.
     pub fn revoke(&mut self, user: &str, now: u64) -> (Revoked, Option<Revoked>) {
         self.forget_expired(now);
-        let (before, forgotten) = self.insert(user.into(), now);
+        // Made by a clock that is ahead of this one: other nodes know it, too, and are to see that this is another.
+        let later = self.before.get(user).filter(|known| **known > now).map(|known| known.saturating_add(1));
+        let (before, forgotten) = self.insert(user.into(), later.unwrap_or(now));
         (Revoked { user: user.into(), before }, forgotten)
     }
 
@@ -85,14 +88,10 @@ impl Revocations {
         self.snapshot()
     }
 
-    /// True where what was issued to a user at a time counts no more. What does not say when it was issued
-    /// may be as old as any.
-    pub fn is_revoked(&self, user: &str, issued: Option<f64>, now: u64) -> bool {
-        let Some(before) = self.before.get(user).filter(|before| !self.is_expired(**before, now)) else {
-            return false;
-        };
-        // Times of issue are whole seconds: of that very second, nobody knows which came first.
-        issued.is_none_or(|issued| issued < *before as f64 + 1.0)
+    /// True where what was issued to a user at a time counts no more.
+    pub fn is_revoked(&self, user: &str, issued: Option<u64>, now: u64) -> bool {
+        let before = self.before.get(user).filter(|before| !self.is_expired(**before, now));
+        before.is_some_and(|before| session::is_revoked(issued, *before))
     }
 
     /// A page of them.
@@ -141,6 +140,20 @@ impl Revocations {
     }
 }
 
+/// What another node has revoked just now: where its clock is behind this one, more was issued until now than its time
+/// says, and it is made later. What is older than clocks may differ was on its way for long, and stays as it is. False:
+/// so does all of it.
+pub fn by_own_clock(revoked: &mut [Revoked], now: u64) -> bool {
+    // By a single second clocks that agree differ as well.
+    let is_behind = |one: &&mut Revoked| (2..=CLOCKS_DIFFER).contains(&now.saturating_sub(one.before));
+    let mut is_later = false;
+    for one in revoked.iter_mut().filter(is_behind) {
+        one.before = now;
+        is_later = true;
+    }
+    is_later
+}
+
 fn revoked((before, user): &(u64, Arc<str>)) -> Revoked {
     Revoked { user: user.to_string(), before: *before }
 }
@@ -162,17 +175,8 @@ mod tests {
         assert!(!revocations.is_revoked("7", None, NOW));
         let revoked = Revoked { user: "7".into(), before: NOW };
         assert_eq!(revocations.revoke("7", NOW), (revoked, None));
-        let at = NOW as f64;
-        for (issued, is_revoked) in [
-            (None, true),
-            (Some(0.0), true),
-            (Some(-1.0), true),
-            (Some(at - 1.0), true),
-            (Some(at), true),
-            (Some(at + 0.9), true),
-            (Some(at + 1.0), false),
-            (Some(f64::MAX), false),
-        ] {
+        for (issued, is_revoked) in [(None, true), (Some(0), true), (Some(NOW), true), (Some(NOW + 1), false)]
+        {
             assert_eq!(revocations.is_revoked("7", issued, NOW), is_revoked, "{issued:?}");
             assert!(!revocations.is_revoked("8", issued, NOW), "somebody else");
         }
@@ -195,8 +199,45 @@ mod tests {
         let mut revocations = Revocations::new(KEPT);
         revocations.revoke("7", NOW);
         assert_eq!(revocations.revoke("7", NOW + 5).0.before, NOW + 5);
-        assert_eq!(revocations.revoke("7", NOW + 2).0.before, NOW + 5, "the clock was set back");
-        assert_eq!(revocations.snapshot(), [Revoked { user: "7".into(), before: NOW + 5 }]);
+        assert_eq!(revocations.revoke("7", NOW + 5).0.before, NOW + 5, "of that very second it is the same");
+        assert_eq!(revocations.revoke("7", NOW + 2).0.before, NOW + 6, "the clock was set back");
+        assert_eq!(revocations.snapshot(), [Revoked { user: "7".into(), before: NOW + 6 }]);
+    }
+
+    #[test]
+    fn no_revocation_is_without_effect_where_a_clock_is_behind() {
+        let revoked = |user: &str, before| Revoked { user: user.into(), before };
+        // On the node with the right clock; the other one is behind by ten seconds.
+        let (mut right, mut behind) = (Revocations::new(KEPT), Revocations::new(KEPT));
+        let first = right.revoke("7", NOW).0;
+        assert_eq!(behind.merge(vec![first], NOW - 10).0.len(), 1);
+        // The user logs in anew, and is revoked there.
+        let (issued, now) = (NOW + 5, NOW + 7);
+        assert!(!right.is_revoked("7", Some(issued), now));
+        let mut said = [behind.revoke("7", now - 10).0];
+        assert_eq!(said, [revoked("7", NOW + 1)], "another than that which all know");
+        assert!(by_own_clock(&mut said, now));
+        let new = right.merge(said.to_vec(), now).0;
+        assert_eq!(new, [revoked("7", now)]);
+        assert!(right.is_revoked("7", Some(issued), now));
+        // What that node says again reaches the one that is behind.
+        assert_eq!(behind.merge(new, now - 10).0, [revoked("7", now)]);
+        assert!(behind.is_revoked("7", Some(issued), now - 10));
+    }
+
+    #[test]
+    fn a_fresh_revocation_is_made_later_where_its_clock_is_behind_and_not_by_much() {
+        let later = |before, now| {
+            let mut revoked = [Revoked { user: "7".into(), before }];
+            let is_later = by_own_clock(&mut revoked, now);
+            (revoked[0].before, is_later)
+        };
+        assert_eq!(later(NOW, NOW), (NOW, false));
+        assert_eq!(later(NOW, NOW + 1), (NOW, false), "the second has just passed");
+        assert_eq!(later(NOW, NOW - 5), (NOW, false), "the other clock is ahead");
+        assert_eq!(later(NOW, NOW + 2), (NOW + 2, true));
+        assert_eq!(later(NOW, NOW + CLOCKS_DIFFER), (NOW + CLOCKS_DIFFER, true));
+        assert_eq!(later(NOW, NOW + CLOCKS_DIFFER + 1), (NOW, false), "it was on its way for long");
     }
 
     #[test]

@@ -46,15 +46,6 @@ struct Claims {
     iat: Value,
 }
 
-/// What a good token says.
-#[derive(Debug)]
-pub struct Token {
-    /// Whose it is, and until when.
-    pub identity: Identity,
-    /// When it was issued, seconds since 1970; None: it does not say so.
-    pub issued: Option<f64>,
-}
-
 /// Many systems number their users.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -125,7 +116,7 @@ impl Tokens {
     }
 
     /// Whose token it is. One that is not good in every way is refused.
-    pub fn read(&self, token: &str) -> Result<Token> {
+    pub fn read(&self, token: &str) -> Result<Identity> {
         let read = decode::<Claims>(token, &self.key, &self.validation);
         let Claims { sub, username, name, exp, iat } =
             read.map_err(|error| Error::refused(reason(&error)))?.claims;
@@ -139,7 +130,9 @@ impl Tokens {
         }
         let username = username.or(name).unwrap_or_else(|| id.clone());
         let expires = Some((exp.max(0.0) as u64).saturating_add(self.validation.leeway));
-        Ok(Token { identity: Identity { user: User { id, username }, expires }, issued: iat.as_f64() })
+        // What is no number is no time. A second counts as a whole.
+        let issued = iat.as_f64().map(|issued| issued as u64);
+        Ok(Identity { user: User { id, username }, expires, issued })
     }
 }
 
@@ -219,7 +212,7 @@ mod tests {
     fn a_good_token_names_its_user() {
         let tokens = tokens(json!({})).unwrap();
         let exp = now() + 60;
-        let read = |claims: Value| tokens.read(&token(claims)).unwrap().identity;
+        let read = |claims: Value| tokens.read(&token(claims)).unwrap();
         let ann = read(json!({"sub": "7", "username": "Ann", "exp": exp, "aud": "x", "iss": "y"}));
         assert_eq!((ann.user.id.as_str(), ann.user.username.as_str(), ann.expires), ("7", "Ann", Some(exp)));
         assert_eq!(
@@ -235,8 +228,8 @@ mod tests {
         let issued = |iat: Value| {
             tokens.read(&token(json!({"sub": "7", "exp": now() + 60, "iat": iat}))).unwrap().issued
         };
-        assert_eq!((issued(json!(5)), issued(json!(5.5))), (Some(5.0), Some(5.5)));
-        // What is no number is no time; the token is as good as before.
+        assert_eq!((issued(json!(5)), issued(json!(5.9)), issued(json!(-5))), (Some(5), Some(5), Some(0)));
+        // The token is as good as before.
         assert_eq!((issued(json!("5")), issued(Value::Null)), (None, None));
         let without = token(json!({"sub": "7", "exp": now() + 60}));
         assert_eq!(tokens.read(&without).unwrap().issued, None);
@@ -274,7 +267,7 @@ mod tests {
         let tokens = tokens(json!({"iss": "me", "aud": "chat", "leeway": 30})).unwrap();
         let good = json!({"sub": "7", "exp": now() - 5, "iss": "me", "aud": "chat"});
         assert_eq!(
-            tokens.read(&token(good.clone())).unwrap().identity.expires,
+            tokens.read(&token(good.clone())).unwrap().expires,
             Some(good["exp"].as_u64().unwrap() + 30)
         );
         for (key, wrong) in
@@ -296,7 +289,7 @@ mod tests {
         let claims = json!({"sub": "7", "username": "Ann", "exp": now() + 60});
         let key = EncodingKey::from_ed_pem(PRIVATE.as_bytes()).unwrap();
         let signed = encode(&Header::new(Algorithm::EdDSA), &claims, &key).unwrap();
-        assert_eq!(tokens.read(&signed).unwrap().identity.user.username, "Ann");
+        assert_eq!(tokens.read(&signed).unwrap().user.username, "Ann");
         // The public key as a secret: an old trick.
         let key = EncodingKey::from_secret(PUBLIC.as_bytes());
         refused(&tokens, &encode(&Header::default(), &claims, &key).unwrap());

@@ -130,7 +130,7 @@ impl Reader {
             return Ok(Found::Nobody);
         }
         let user = User { id: login.id.clone(), username: account.username };
-        Ok(Found::User(Identity { user, expires: Some(end.max(0.0) as u64) }))
+        Ok(Found::User(Identity { user, expires: Some(end.max(0.0) as u64), issued: None }))
     }
 }
 
@@ -259,7 +259,7 @@ mod tests {
 
     fn ann(expires: f64) -> Found {
         let user = User { id: "7".into(), username: "ann".into() };
-        Found::User(Identity { user, expires: Some(expires as u64) })
+        Found::User(Identity { user, expires: Some(expires as u64), issued: None })
     }
 
     #[test]

@@ -11,13 +11,14 @@ use serde::{Deserialize, Serialize};
 use zeph_edge::{Cid, Link, Outbox, To};
 use zephserver_plugin::contract::request::{ROUTE, Request, answers};
 use zephserver_plugin::contract::room::{JOIN, Join, LEAVE, Leave};
-use zephserver_plugin::contract::session::{GET_USER_SESSION, GetUserSession, Identity, User};
+use zephserver_plugin::contract::session::{GET_USER_SESSION, GetUserSession, Identity, Revoked, User};
 use zephserver_plugin::{Error, Handle, Result, tracing};
 
 use crate::inbox::{Answer, Inbox, Letters, asker, first_cookie};
 use crate::kicks::Closing;
 use crate::message::{self, Kind, Message};
-use crate::peer::{Open, Peer, SESSION_OVER, Tokens, close, send_error};
+use crate::peer::{Open, Peer, Tokens, close, send_error};
+use crate::revoked::{Revocations, revoked};
 use crate::settings::Settings;
 use crate::verbs::{Errand, kicked};
 
@@ -40,9 +41,23 @@ pub struct Services {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Asked {
     /// Who says this hello?
-    Hello { cid: Cid, room: String, id: Option<String>, token: u64, revoked: Vec<String> },
+    Hello {
+        cid: Cid,
+        room: String,
+        id: Option<String>,
+        token: u64,
+        /// What was revoked meanwhile.
+        #[serde(flatten)]
+        revoked: Revocations,
+    },
     /// Who sent this message, before it is looked at?
-    Again { cid: Cid, text: String, token: u64, revoked: Vec<String> },
+    Again {
+        cid: Cid,
+        text: String,
+        token: u64,
+        #[serde(flatten)]
+        revoked: Revocations,
+    },
     /// The answer of a task?
     Task { cid: Cid, task: String, json: String, id: Option<String> },
 }
@@ -62,8 +77,8 @@ pub enum Note {
     Answer(Asked, Answer),
     /// The room service has forgotten it.
     Announce,
-    /// The sessions of this user were revoked.
-    Revoked(String),
+    /// Sessions of a user were revoked.
+    Revoked(Revoked),
     /// The operator of another node wants them closed.
     Closing(Closing),
     Errand(Errand),
@@ -138,7 +153,7 @@ impl Dispatch {
                 open.bad = 0;
                 let token = message.session_id.map_or(0, |token| self.tokens.hash(token));
                 let id = message.id.map(str::to_string);
-                let (cid, room, revoked) = (link.cid, room.clone(), Vec::new());
+                let (cid, room, revoked) = (link.cid, room.clone(), Revocations::default());
                 let asked = Asked::Hello { cid, room, id, token, revoked };
                 self.ask_session(link, &message, asked);
             }
@@ -151,7 +166,7 @@ impl Dispatch {
                 if let Some(token) = message.session_id.map(|token| self.tokens.hash(token))
                     && token != open.token
                 {
-                    let (cid, text, revoked) = (link.cid, text.into(), Vec::new());
+                    let (cid, text, revoked) = (link.cid, text.into(), Revocations::default());
                     let asked = Asked::Again { cid, text, token, revoked };
                     return self.ask_session(link, &message, asked);
                 }
@@ -269,7 +284,7 @@ impl Dispatch {
         &self,
         link: &mut Link<'_, Peer>,
         room: &str,
-        (answer, revoked): (&Answer, &[String]),
+        (answer, revoked): (&Answer, &Revocations),
         token: u64,
     ) -> Result<()> {
         let answer = answer.as_ref().map_err(Error::clone)?;
@@ -277,12 +292,8 @@ impl Dispatch {
             Error::internal(format!("{} answered with bad JSON: {error}", self.services.session.path()))
         })?;
         let Peer::Open(open) = &mut *link.peer else { return Ok(()) };
-        let user = identity.as_ref().map(|identity| &identity.user);
-        if user.is_some_and(|user| revoked.contains(&user.id)) {
-            // The answer may be older than the revocation.
-            return Err(Error::refused("your session was revoked; log in again"));
-        }
-        self.send_join(link.cid, room, user, None)?;
+        revoked.check(identity.as_ref())?;
+        self.send_join(link.cid, room, identity.as_ref().map(|identity| &identity.user), None)?;
         open.join(room, identity, token);
         if let Some(remaining) = open.remaining() {
             // It is looked at then, and says when to look again.
@@ -324,13 +335,13 @@ impl Dispatch {
             self.is_room_lost = false;
             notes.push((To::All, Note::Announce));
         }
-        for user in revoked {
+        for one in revoked.0 {
             for asked in self.asked.values_mut() {
                 if let Asked::Hello { revoked, .. } | Asked::Again { revoked, .. } = asked {
-                    revoked.push(user.clone());
+                    revoked.0.push(one.clone());
                 }
             }
-            notes.push((To::All, Note::Revoked(user)));
+            notes.push((To::All, Note::Revoked(one)));
         }
         for (cookie, answer) in answers {
             if let Some(asked) = self.asked.remove(&cookie) {
@@ -347,7 +358,7 @@ impl Dispatch {
         match note {
             Note::Answer(asked, answer) => self.answered(link, asked, answer),
             Note::Announce => self.announce(link),
-            Note::Revoked(user) => revoked(link, user),
+            Note::Revoked(one) => revoked(link, one),
             Note::Closing(closing) => kicked(link, closing),
             Note::Errand(errand) => errand.run(link),
         }
@@ -363,15 +374,6 @@ impl Dispatch {
             self.is_room_lost = true;
             tracing::warn!("the room service does not take its peers back: {error}");
         }
-    }
-}
-
-/// Closes a peer of this user.
-fn revoked(link: &mut Link<'_, Peer>, user: &str) {
-    let Peer::Open(open) = &*link.peer else { return };
-    if open.user().is_some_and(|known| known.id == user) {
-        send_error(link.outbox, &Error::refused("your session was revoked; log in again"), None, None);
-        close(link, SESSION_OVER, "the session was revoked");
     }
 }
 

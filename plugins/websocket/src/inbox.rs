@@ -6,8 +6,10 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use zephserver_plugin::Error;
+use zephserver_plugin::contract::session::Revoked;
 
 use crate::kicks::Closing;
+use crate::revoked::Revocations;
 use crate::verbs::Errand;
 
 /// A question's number: which loop asked is in its upper bits, below the SDK's own.
@@ -37,8 +39,9 @@ pub struct Letters {
     pub answers: VecDeque<(u64, Answer)>,
     /// The room service has forgotten its peers.
     pub announce: bool,
-    /// Users whose sessions were revoked.
-    pub revoked: Vec<String>,
+    /// Whose sessions were revoked.
+    #[serde(flatten)]
+    pub revoked: Revocations,
     /// Whom operators of other nodes want closed.
     #[serde(default)]
     pub closing: Vec<Closing>,
@@ -66,7 +69,7 @@ impl Inbox {
         let mut inner = self.lock();
         inner.answers.extend(letters.answers);
         inner.announce |= letters.announce;
-        inner.revoked.extend(letters.revoked);
+        inner.revoked.0.extend(letters.revoked.0);
         inner.closing.extend(letters.closing);
     }
 
@@ -78,8 +81,8 @@ impl Inbox {
         self.lock().announce = true;
     }
 
-    pub fn revoke(&self, user: &str) {
-        self.lock().revoked.push(user.into());
+    pub fn revoke(&self, revoked: Revoked) {
+        self.lock().revoked.0.push(revoked);
     }
 
     pub fn close(&self, closing: &[Closing]) {

@@ -2,7 +2,8 @@
 //! come in, [`codec`] what is a frame, [`message`] what is in it ([`scan`] reads its JSON), [`peer`] what is kept of a connection,
 //! [`sockets`] what its bytes mean, [`dispatch`] what a message means, [`http`] what else is served here,
 //! [`crew`] how the loops keep together, [`carry`] what passes to the next generation, [`verbs`] what
-//! operators can do, and [`kicks`] what those of other nodes did.
+//! operators can do, [`kicks`] what those of other nodes did, [`post`] who tells those nodes, and [`revoked`] whose
+//! sessions ended.
 
 mod settings;
 
@@ -18,13 +19,15 @@ mod http;
 mod inbox;
 mod kicks;
 mod peer;
+mod post;
+mod revoked;
 mod sockets;
 mod verbs;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use carry::Inheritance;
 use crew::{After, Crew, Stopped};
@@ -157,6 +160,8 @@ impl Service for WebSocket {
         self.crew.begin(loops.len());
         std::thread::scope(|scope| {
             let named = |name: &str| std::thread::Builder::new().name(name.into());
+            let _working = self.kicks.begin();
+            named("websocket-nodes").spawn_scoped(scope, || self.kicks.run(&self.host))?;
             named("websocket-http").spawn_scoped(scope, move || {
                 let served = visited.serve(self.host.clone(), self.settings.page, || self.crew.has_left());
                 served.unwrap_or_else(|error| tracing::error!("no HTTP: {error}"));
@@ -214,8 +219,10 @@ impl Service for WebSocket {
             }
             "kick/1" => {
                 let who = verbs::whom(&call.json::<Vec<String>>()?)?;
-                let say = |who: &_, closed| self.kicks.say(&self.host, who, closed);
-                let (closed, told) = verbs::close_all(who, |errand| self.send(errand), say)?;
+                let since = Instant::now();
+                let closed = verbs::close_all(&who, |errand| self.send(errand));
+                let say = |is_done| self.kicks.say(&self.host, &who, since, is_done);
+                let (closed, told) = verbs::tell_others(&who, closed, say)?;
                 Reply::json(&serde_json::json!({"closed": closed, "told": told}))
             }
             _ => call.unknown_method(),
@@ -239,8 +246,8 @@ impl Service for WebSocket {
                 }
             }
             Event::Published { name: REVOKED, payload } => {
-                let Revoked { user, .. } = serde_json::from_slice(payload)?;
-                self.inboxes.iter().for_each(|inbox| inbox.revoke(&user));
+                let revoked: Revoked = serde_json::from_slice(payload)?;
+                self.inboxes.iter().for_each(|inbox| inbox.revoke(revoked.clone()));
                 self.wake_all();
             }
             Event::Said { name: KICKS, payload } => {
@@ -248,14 +255,14 @@ impl Service for WebSocket {
                 self.inboxes.iter().for_each(|inbox| inbox.close(&closing));
                 self.wake_all();
             }
-            Event::Said { name: ASK_KICKS, payload } => self.kicks.asked(&self.host, payload)?,
-            Event::Node { name, change } => self.kicks.node(&self.host, name, change)?,
+            Event::Said { name: ASK_KICKS, payload } => self.kicks.asked(payload),
+            Event::Node { name, change } => self.kicks.node(name, change),
             Event::Timer { token } if token == self.figures.load(Ordering::Relaxed) => {
                 self.figures.store(self.host.after(METRICS)?, Ordering::Relaxed);
                 self.show_figures()?;
             }
-            // One of a generation before is nobody's.
-            Event::Timer { token } => drop(self.kicks.timer(&self.host, token)?),
+            // Or one of a generation before: nobody minds.
+            Event::Timer { .. } => self.kicks.timer(),
             _ => {}
         }
         Ok(())
@@ -351,6 +358,7 @@ impl WebSocket {
             "refused": figures.refused,
             "too_slow": figures.too_slow,
             "panicked": figures.panicked,
+            "unanswered": self.kicks.dropped(),
         }))
     }
 }

@@ -66,6 +66,9 @@ pub struct Open {
     pub token: u64,
     /// Seconds since 1970 at which its session ends.
     pub expires: Option<u64>,
+    /// Seconds since 1970 at which it was issued; None: nobody knows, or a build before did not say.
+    #[serde(default)]
+    pub issued: Option<u64>,
     /// Messages in a row that made no sense.
     pub bad: u32,
     /// Requests that wait for their answers.
@@ -86,15 +89,16 @@ impl Open {
     pub fn new(facts: &Facts) -> Self {
         // Texts and numbers: always JSON.
         let facts = serde_json::to_vec(facts).unwrap_or_default().into();
-        let (decoder, pinged, joined, expires) = (Decoder::default(), None, None, None);
-        let since = since_1970().as_secs();
-        Self { decoder, pinged, since, facts, joined, token: 0, expires, bad: 0, asked: 0 }
+        let (decoder, since) = (Decoder::default(), since_1970().as_secs());
+        let (pinged, joined, expires, issued) = (None, None, None, None);
+        Self { decoder, pinged, since, facts, joined, token: 0, expires, issued, bad: 0, asked: 0 }
     }
 
     /// It has joined as this.
     pub fn join(&mut self, room: &str, identity: Option<Identity>, token: u64) {
         self.token = token;
         self.expires = identity.as_ref().and_then(|identity| identity.expires);
+        self.issued = identity.as_ref().and_then(|identity| identity.issued);
         let user = identity.map(|identity| identity.user);
         let stays = |joined: &Joined| *joined.room == *room && joined.user == user;
         if !self.joined.as_ref().is_some_and(stays) {

@@ -200,24 +200,41 @@ pub fn whom(words: &[String]) -> Result<Kicked> {
     }
 }
 
-/// Closes peers of this node, and has `say` tell the other nodes, unless it was one peer and is found: how many were
-/// closed, and how many nodes were told.
-pub fn close_all(
-    who: Kicked,
-    send: impl FnOnce(Errand),
-    say: impl FnOnce(&Kicked, usize) -> Result<u64>,
+/// Closes peers of this node: how many.
+pub fn close_all(who: &Kicked, send: impl FnOnce(Errand)) -> Result<usize> {
+    Ok(collect(Who::Some(who.clone()), Deed::Close, send)?.len())
+}
+
+/// Has `say` tell the other nodes of a kick, whatever became of it here, unless it was one peer and is found. It is
+/// given whether this node has done something, and answers how many were told; None: nothing is said, and nobody is
+/// closed anywhere. Answers how many were closed here, and how many nodes were told.
+pub fn tell_others(
+    who: &Kicked,
+    closed: Result<usize>,
+    say: impl FnOnce(bool) -> Result<Option<u64>>,
 ) -> Result<(usize, u64)> {
-    let closed = collect(Who::Some(who.clone()), Deed::Close, send)?.len();
-    if closed > 0 && matches!(who, Kicked::Cid(_)) {
-        return Ok((closed, 0));
+    if let (Ok(closed @ 1..), Kicked::Cid(_)) = (&closed, who) {
+        return Ok((*closed, 0));
     }
-    match say(&who, closed) {
-        Ok(0) if closed == 0 => Err(Error::not_found("no such peer is here; `peers` lists who is")),
-        Ok(told) => Ok((closed, told)),
-        Err(error) => {
+    let said = say(closed != Ok(0));
+    match (closed, said) {
+        (Ok(0), Ok(None)) => Err(Error::not_found("no such peer is here; `peers` lists who is")),
+        (Ok(closed), Ok(told)) => Ok((closed, told.unwrap_or(0))),
+        (Ok(closed), Err(error)) => {
             let text =
                 format!("{closed} closed here, but the other nodes were not told: {error}; kick again");
             Err(Error::new(error.code, text))
+        }
+        (Err(late), Ok(told)) => {
+            let told = told.unwrap_or(0);
+            Err(Error::new(
+                late.code,
+                format!("{late}; it closes them later, and {told} other nodes were told"),
+            ))
+        }
+        (Err(late), Err(error)) => {
+            let text = format!("{late}; and the other nodes were not told: {error}; kick again");
+            Err(Error::new(late.code, text))
         }
     }
 }
@@ -270,24 +287,44 @@ mod tests {
     }
 
     #[test]
+    fn whom_a_kick_is_about_is_closed() {
+        let send = |errand: Errand| {
+            assert!(errand.deed == Deed::Close && errand.who == Who::Some(Kicked::Cid(17)));
+            (0..2).for_each(|_| errand.found.send(found(17, None)).unwrap());
+        };
+        assert_eq!(close_all(&Kicked::Cid(17), send), Ok(2));
+    }
+
+    #[test]
     fn a_kick_is_said_to_others_unless_the_peer_is_found() {
-        let kick = |who, here: usize, told: Result<u64>| {
-            let send = |errand: Errand| {
-                assert!(errand.deed == Deed::Close);
-                (0..here).for_each(|_| errand.found.send(found(1, None)).unwrap());
-            };
-            close_all(who, send, |_, closed| {
-                assert_eq!(closed, here);
+        let kick = |who: &Kicked, closed: Result<usize>, told: Result<Option<u64>>| {
+            let is_done = closed != Ok(0);
+            tell_others(who, closed, |done| {
+                assert_eq!(done, is_done);
                 told
             })
         };
         let (cid, user) = (Kicked::Cid(17), Kicked::User("7".into()));
-        assert_eq!(kick(cid.clone(), 1, Err(Error::internal("nobody is to be told"))), Ok((1, 0)));
-        assert_eq!(kick(cid.clone(), 0, Ok(2)), Ok((0, 2)));
-        assert_eq!(kick(cid, 0, Ok(0)).unwrap_err().code.name(), "not_found");
-        assert_eq!(kick(user.clone(), 3, Ok(2)), Ok((3, 2)));
-        assert_eq!(kick(user.clone(), 3, Ok(0)), Ok((3, 0)));
-        let error = kick(user, 3, Err(Error::busy("full"))).unwrap_err();
+        assert_eq!(kick(&cid, Ok(1), Err(Error::internal("nobody is to be told"))), Ok((1, 0)));
+        assert_eq!(kick(&cid, Ok(0), Ok(Some(2))), Ok((0, 2)));
+        assert_eq!(kick(&user, Ok(3), Ok(Some(2))), Ok((3, 2)));
+        assert_eq!(kick(&user, Ok(3), Ok(Some(0))), Ok((3, 0)));
+        assert_eq!(kick(&cid, Ok(0), Ok(None)).unwrap_err().code.name(), "not_found");
+        // It was said, though the last other node went at that moment: it may come back, and close somebody.
+        assert_eq!(kick(&user, Ok(0), Ok(Some(0))), Ok((0, 0)));
+        let error = kick(&user, Ok(3), Err(Error::busy("full"))).unwrap_err();
         assert!(error.code.name() == "busy" && error.text.starts_with("3 closed here, but"), "{error}");
+    }
+
+    #[test]
+    fn a_kick_is_said_to_others_though_this_node_is_late() {
+        let late = || Err(Error::timeout("a loop is late"));
+        for who in [Kicked::Cid(17), Kicked::User("7".into())] {
+            let error = tell_others(&who, late(), |is_done| Ok(is_done.then_some(2))).unwrap_err();
+            assert_eq!(error.code.name(), "timeout");
+            assert!(error.text.ends_with("2 other nodes were told"), "{error}");
+        }
+        let error = tell_others(&Kicked::User("7".into()), late(), |_| Err(Error::busy("full"))).unwrap_err();
+        assert!(error.text.contains("a loop is late; and the other nodes were not told: "), "{error}");
     }
 }

@@ -14,7 +14,7 @@ pub const ANN: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIiwidXNl
 pub const ANN_BEFORE: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIiwidXNlcm5hbWUiOiJBbm4iLCJleHAiOjQxMDI0NDQ4MDAsImlhdCI6MTAwMDAwMDAwMH0.37RfkP3N9QhV7brk8ar_oEFX6mb9hz66hckMmWItYLM";
 pub const ANN_LATER: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIiwidXNlcm5hbWUiOiJBbm4iLCJleHAiOjQxMDI0NDQ4MDAsImlhdCI6NDEwMjQ0NDAwMH0.10438jZZ8izFZDeYZWVipLoI84QsHP8jEXKhVcQUzzU";
 /// With a number for `sub`, and `name`.
-const BOB: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOjIsIm5hbWUiOiJCb2IiLCJleHAiOjQxMDI0NDQ4MDB9.zWyYNoCSX_TxNomWmN_ZIxpu9H-Vqh1qFa2Exf6lmVI";
+pub const BOB: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOjIsIm5hbWUiOiJCb2IiLCJleHAiOjQxMDI0NDQ4MDB9.zWyYNoCSX_TxNomWmN_ZIxpu9H-Vqh1qFa2Exf6lmVI";
 const EXPIRED: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIiwidXNlcm5hbWUiOiJBbm4iLCJleHAiOjEwMDAwMDAwMDB9.BJEPFtSOy-ZuUd03YfLAlXyPxtR5kLsIJwYP5O8AwlI";
 /// Signed with another secret.
 const FORGED: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxIiwidXNlcm5hbWUiOiJBbm4iLCJleHAiOjQxMDI0NDQ4MDB9.rk1Q8PcW0D1mA48F8s800XDGkfaUbsiKLxWt7Sash2c";
@@ -142,12 +142,17 @@ fn peers_of_a_revoked_user_are_closed_and_no_others() {
     let mut bob = Client::connect(&server);
     hello(&mut bob, Some(BOB));
     bob.until_listed("Bob");
+    let mut later = Client::connect(&server);
+    hello(&mut later, Some(ANN_LATER));
+    later.until("her list", |frame| frame["msgtype"] == "user_list");
     server.ask("revoke 1").unwrap();
     for ann in &mut anns {
         ann.until("why", |frame| frame["text"] == "your session was revoked; log in again");
         assert_eq!(ann.closed_with().0, 4401);
     }
     bob.request("TaskEcho", Value::Null);
+    // Her session is newer than that.
+    later.request("TaskEcho", Value::Null);
 }
 
 #[test]
