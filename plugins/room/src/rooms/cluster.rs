@@ -7,6 +7,7 @@
 //!   whole, passes over its changes until it is there, and makes the difference known.
 //! * Every message names the sender's version, and once in a while one is said only for that. So whatever was lost,
 //!   and however, is noticed in [`BEAT`].
+//! * Who says nothing for a while is asked: it answers, or there is no such node any more.
 //! * A service that does not know the peers that its edges have is told of them again. Until they have come it keeps
 //!   quiet ([`Rooms::settle`]): other nodes show what they know of it, and nobody sees them leave and join.
 
@@ -24,6 +25,8 @@ use super::{LONGEST_NAME, Notice, Rooms};
 const FLUSH: Duration = Duration::from_millis(50);
 /// The version is said at least this often.
 const BEAT: Duration = Duration::from_secs(10);
+/// Who has said nothing for so long is asked: the news that it is gone may have been lost.
+const SILENCE: Duration = Duration::from_secs(3 * BEAT.as_secs());
 /// Changes that wait to be said. With more of them, all other nodes ask for the whole.
 const PENDING: usize = 65_536;
 /// Bytes of a user's id and name: others are not told of one who has more.
@@ -180,6 +183,7 @@ impl Rooms {
             return Outcome::default();
         };
         self.cluster.beat.get_or_insert(now + BEAT);
+        node.heard_at = Some(now);
         let known = node.known;
         let mut letters = Vec::new();
         let mut moves = Vec::new();
@@ -226,6 +230,7 @@ impl Rooms {
             if is_heard && self.cluster.settling.is_none() {
                 letters.push(self.cluster.tell(To::All, What::Beat));
             }
+            letters.extend(self.ask_silent(now));
         }
         for node in self.cluster.asks.due(now) {
             let have = self.remote.node(&node).and_then(|(_, node)| node.known);
@@ -268,6 +273,24 @@ impl Rooms {
             node.known = None;
         }
         self.cluster.ask(node, None, now)
+    }
+
+    /// Asks those who have said nothing for too long. Where there is no such node, telling it fails: it is down then.
+    /// Where there is, it is asked until it answers.
+    fn ask_silent(&mut self, now: Instant) -> Vec<Letter> {
+        let mut letters = Vec::new();
+        for (name, known, has_members) in self.remote.silent(SILENCE, now) {
+            if !self.cluster.asks.is_open(&name) {
+                letters.push(self.cluster.ask(&name, known, now));
+            } else if has_members {
+                self.remark(format!(
+                    "node {name} is up and has not said who is there for {} s: its members stay in the lists as they \
+                     were; see there: zephserver status",
+                    SILENCE.as_secs()
+                ));
+            }
+        }
+        letters
     }
 
     fn take_changes(&mut self, node: &Arc<str>, changes: Vec<Change>, moves: &mut Vec<Move>) {

@@ -365,7 +365,7 @@ fn whatever_happens_all_agree_in_the_end() {
         for _ in 0..300 {
             net.happen(&mut dice, &mut states);
         }
-        net.run(Duration::from_secs(45));
+        net.run(SILENCE + BEAT + Duration::from_secs(45));
         net.check(&format!("seed {seed}"));
     }
 }

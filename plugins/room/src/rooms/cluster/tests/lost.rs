@@ -1,6 +1,47 @@
-//! What is lost where nobody says so: what happened since an old state.
+//! What is lost where nobody says so: that a node is gone, and what happened since an old state.
 
 use super::*;
+
+#[test]
+fn a_node_whose_end_nobody_told_takes_its_members_with_it() {
+    for is_reloaded in [false, true] {
+        let mut net = Net::new(3);
+        net.join(0, 1, "r", "Ann");
+        net.join(1, 2, "r", "Bob");
+        net.run(MOMENT);
+        net.frames(0);
+        net.kill_unseen(1);
+        if is_reloaded {
+            let state = net.carry(0);
+            net.begin_with(0, &state);
+        }
+        net.run(SILENCE + BEAT + MOMENT);
+        net.check("it was asked, and is not there");
+        assert_eq!(net.frames(0), [moved("leave", "Bob"), list(&["Ann"])]);
+        assert_eq!(net.nodes[0].rooms.remarks(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_node_that_is_up_and_says_nothing_is_asked_on_and_on() {
+    let mut net = Net::new(2);
+    net.join(1, 2, "r", "Bob");
+    net.run(MOMENT);
+    let (mut asked, mut remarks) = (0, Vec::new());
+    for _ in 0..600 {
+        net.now += Duration::from_secs(1);
+        let (now, rooms) = (net.now, &mut net.nodes[0].rooms);
+        let letters = rooms.due(now).letters;
+        asked += letters.iter().filter(|letter| matches!(letter.told.what, What::Ask { .. })).count();
+        remarks.extend(rooms.remarks());
+    }
+    // After 30 s, then again after 2, 4, 8, 16 and each 30 s.
+    assert!((20..26).contains(&asked), "{asked} times in ten minutes");
+    assert!(remarks.len() == 1 && remarks[0].starts_with("node b is up and has not said"), "{remarks:?}");
+    net.run(Duration::from_secs(40));
+    net.check("it has answered");
+    assert!(!net.nodes[0].rooms.cluster.asks.is_open("b"));
+}
 
 #[test]
 fn a_build_that_is_taken_back_keeps_nobody_who_has_left() {

@@ -187,16 +187,21 @@ impl Net {
     }
 
     pub fn kill(&mut self, at: usize) {
+        self.kill_unseen(at);
+        let (now, name) = (self.now, self.nodes[at].name.clone());
+        for other in (0..self.nodes.len()).filter(|other| *other != at) {
+            let outcome = self.nodes[other].rooms.down(&name, now);
+            self.take(other, outcome);
+        }
+    }
+
+    /// A node is gone, and none of the others is told so.
+    pub fn kill_unseen(&mut self, at: usize) {
         self.nodes[at].is_up = false;
         self.nodes[at].edge.clear();
         for other in 0..self.nodes.len() {
             self.wires[at][other].clear();
             self.wires[other][at].clear();
-        }
-        let (now, name) = (self.now, self.nodes[at].name.clone());
-        for other in (0..self.nodes.len()).filter(|other| *other != at) {
-            let outcome = self.nodes[other].rooms.down(&name, now);
-            self.take(other, outcome);
         }
     }
 
@@ -271,6 +276,7 @@ impl Net {
         let is_alone = self.nodes.iter().filter(|node| node.is_up).count() == 1;
         match (what, self.nodes[at].is_up) {
             (0, true) => self.restart(at),
+            (1, true) if !is_alone && dice.roll(2) == 0 => self.kill_unseen(at),
             (1, true) if !is_alone => self.kill(at),
             (1..=4, false) => self.start(at),
             (2, true) => {
