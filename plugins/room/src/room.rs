@@ -65,9 +65,7 @@ impl Service for Room {
     fn new(start: Start) -> Result<Self> {
         let access = Access::new(start.setting("access")?)?;
         let host = start.host();
-        // No other life has this number.
-        let life = RandomState::new().build_hasher().finish();
-        let rooms = Rooms::new(host.node()?, life);
+        let rooms = Rooms::new(host.node()?, new_life());
         Ok(Self {
             host,
             access,
@@ -129,13 +127,8 @@ impl Service for Room {
 
     fn event(&self, event: Event<'_>) -> Result<()> {
         match event {
-            // An edge that went down has lost its peers.
             Event::Published { name: SERVICE_CHANGED, payload } => {
-                let changed: ServiceChanged = serde_json::from_slice(payload)?;
-                if changed.change == Change::Down {
-                    let ServiceChanged { service, instance, .. } = &changed;
-                    self.change(|rooms, now| rooms.lose_edge(service, *instance, now));
-                }
+                self.service_changed(&serde_json::from_slice(payload)?);
             }
             // One of a generation before, or one that came late, is not this one's: each would make another.
             Event::Timer { token } => {
@@ -168,6 +161,25 @@ impl Service for Room {
 impl Room {
     pub fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn service_changed(&self, changed: &ServiceChanged) {
+        let ServiceChanged { service, instance, change, .. } = changed;
+        let is_this = *service == self.host.name() && *instance == self.host.instance();
+        match change {
+            // An edge that went down has lost its peers.
+            Change::Down => self.change(|rooms, now| rooms.lose_edge(service, *instance, now)),
+            // The one before had ended when this one began: its build was taken back, and this is the state from
+            // before that. A state that passes straight on, with nothing missed, is told as `Reloaded`.
+            Change::Ready if is_this && self.inherited.load(Ordering::Relaxed) => {
+                tracing::info!("its state is of some time ago: the edges are to tell who is here");
+                self.change(|rooms, now| {
+                    rooms.doubt(new_life(), now);
+                    Vec::new()
+                });
+            }
+            Change::Ready | Change::Reloaded => {}
+        }
     }
 
     fn edge(&self, path: &str) -> Handle {
@@ -313,6 +325,11 @@ impl Room {
         let reached = self.edge(edge).call(EDGE_SEND, &payload)?;
         Reader(&reached).u64()
     }
+}
+
+/// A number that no other life has.
+fn new_life() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// Microseconds since 1970.

@@ -1,10 +1,12 @@
-//! Who is where. Pure: answers what is to be said to whom. [`remote`] knows the members of other nodes, and
-//! [`cluster`] what is told to those and asked of them.
+//! Who is where. Pure: answers what is to be said to whom. [`remote`] knows the members of other nodes,
+//! [`cluster`] what is told to those and asked of them, and [`settle`] how a service begins whose edges have peers.
 
 mod carry;
+mod cids;
 mod cluster;
 mod list;
 mod remote;
+mod settle;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use zephserver_plugin::contract::presence::{Change, Member as Present};
 use zephserver_plugin::contract::room::{Address, Join};
 use zephserver_plugin::contract::session::User;
 
+pub use cids::Whereabouts;
 use cluster::Cluster;
 pub use cluster::{Letter, Outcome, To};
 pub use list::RoomList;
@@ -50,6 +53,8 @@ pub struct Rooms {
     latest: u64,
     remote: Remote,
     cluster: Cluster,
+    /// Whom the instance before has left is believed only when an edge has told of it: see [`Rooms::doubt`].
+    is_doubting: bool,
     /// What operators should know, and how much of it they were told.
     remarks: Vec<String>,
     remarked: usize,
@@ -64,6 +69,8 @@ struct Member {
     /// Which instance of the edge has told of it.
     instance: u32,
     user: Option<Arc<User>>,
+    /// The instance before has left it, and no edge has told this one of it yet.
+    is_inherited: bool,
 }
 
 #[derive(Debug, Default)]
@@ -81,17 +88,6 @@ struct Seat {
     since: u64,
     cid: Cid,
     edge: u32,
-}
-
-/// Where a cid is.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Whereabouts {
-    /// Here, or nowhere.
-    Here,
-    /// On another node.
-    Node(String),
-    /// On these nodes: different peers.
-    Several(Vec<String>),
 }
 
 /// Cids by the edge that has them.
@@ -131,8 +127,9 @@ impl Rooms {
         if again {
             self.settle_on(now);
         }
-        let stays = |member: &Member| *member.room == *room && member.user.as_deref() == user.as_ref();
-        if self.members.get(&cid).is_some_and(stays) {
+        let stays = |member: &&mut Member| *member.room == *room && member.user.as_deref() == user.as_ref();
+        if let Some(member) = self.members.get_mut(&cid).filter(stays) {
+            member.is_inherited = false;
             return Vec::new();
         }
         let mut notices = self.leave(cid, now);
@@ -144,7 +141,9 @@ impl Rooms {
         let since = self.since(since, again);
         let user = user.map(Arc::new);
         self.rooms.entry(room.clone()).or_default().seat(Seat { since, cid, edge });
-        self.members.insert(cid, Member { since, room: room.clone(), edge, instance, user: user.clone() });
+        let (name, known) = (room.clone(), user.clone());
+        let member = Member { since, room: name, edge, instance, user: known, is_inherited: false };
+        self.members.insert(cid, member);
         self.note_collision(cid, None);
         let present = || Present { cid, since, room: room.to_string(), user: user.as_deref().cloned() };
         self.changed(|| Change::Join(present()), now);
@@ -188,11 +187,16 @@ impl Rooms {
     pub fn lose_edge(&mut self, edge: &str, instance: u32, now: Instant) -> Vec<Notice> {
         let Some(place) = self.edges.iter().position(|known| known == edge) else { return Vec::new() };
         let place = place as u32;
+        self.lose(|member| member.edge == place && member.instance <= instance, now)
+    }
+
+    /// These peers are gone, all at once.
+    fn lose(&mut self, is_lost: impl Fn(&Member) -> bool, now: Instant) -> Vec<Notice> {
         // First all are gone, then those who stay are told: nobody tells the lost of the lost.
         let mut left: BTreeMap<Arc<str>, Vec<(Way, Arc<User>)>> = BTreeMap::new();
         let mut cids = Vec::new();
         self.members.retain(|cid, member| {
-            let is_lost = member.edge == place && member.instance <= instance;
+            let is_lost = is_lost(member);
             if is_lost {
                 let user = member.user.take().map(|user| (Way::Left, user));
                 left.entry(member.room.clone()).or_default().extend(user);
@@ -254,24 +258,6 @@ impl Rooms {
     /// When a list is to be sent next.
     pub fn next_list(&self) -> Option<Instant> {
         self.late.first().map(|(at, _)| *at)
-    }
-
-    /// Every room's list, now or soon.
-    fn all_lists(&mut self, now: Instant) -> Vec<Notice> {
-        let names: Vec<Arc<str>> = self.rooms.keys().cloned().collect();
-        names.iter().filter_map(|name| self.list(name, now)).collect()
-    }
-
-    /// Where a cid is. Two nodes may have given the same to different peers.
-    pub fn find(&self, cid: Cid) -> Whereabouts {
-        let here = self.members.contains_key(&cid).then_some(&*self.cluster.node);
-        let mut nodes: Vec<String> =
-            self.remote.with(cid).map(|node| &**node).chain(here).map(String::from).collect();
-        match (nodes.len(), here) {
-            (0, _) | (1, Some(_)) => Whereabouts::Here,
-            (1, None) => Whereabouts::Node(nodes.remove(0)),
-            _ => Whereabouts::Several(nodes),
-        }
     }
 
     /// What operators should know and were not told yet.

@@ -1,7 +1,7 @@
 //! Rooms of the whole cluster: who is in them, and who is left when a node or a service goes.
 
 use serde_json::{Value, json};
-use zephserver_testkit::{Code, TestServer};
+use zephserver_testkit::{Build, Code, TestServer};
 
 use crate::client::{Client, in_room, stage, stage_with_room};
 use crate::nodes::{node, wait_for_nodes};
@@ -29,11 +29,26 @@ pub fn until_moved(client: &mut Client, way: &str, name: &str) {
     client.until(&format!("{name}: {way}"), |frame| frame["msgtype"] == way && frame["username"] == name);
 }
 
+/// The same; nobody but this one is seen to come or go until then.
+fn until_list_of(client: &mut Client, names: &[&str], newcomer: &str) {
+    let list = json!({"msgtype": "user_list", "data": names});
+    client.until(&format!("the list of {names:?}"), |frame| {
+        let is_moved = frame["msgtype"] == "join" || frame["msgtype"] == "leave";
+        assert!(!is_moved || frame["username"] == newcomer, "{frame}");
+        *frame == list
+    });
+}
+
 pub fn reload(server: &mut TestServer, library: &str) {
-    server.wait(&format!("{library} is reloaded"), |server| match server.ask(&format!("reload {library}")) {
+    until_done(server, &format!("reload {library}"));
+}
+
+/// Asks until the server is not too busy for it.
+fn until_done(server: &mut TestServer, command: &str) {
+    server.wait(&format!("{command} is done"), |server| match server.ask(command) {
         Ok(_) => Some(()),
         Err(error) if matches!(error.code, Code::Busy | Code::Timeout) => None,
-        Err(error) => panic!("{library}: {error}"),
+        Err(error) => panic!("{command}: {error}"),
     });
 }
 
@@ -218,22 +233,71 @@ fn a_room_service_that_falls_takes_nobody_away_on_other_nodes() {
         let name = format!("of round {round}");
         let mut dan = Client::connect(&a);
         dan.hello("lobby", &name);
-        let is_quiet = |frame: &Value, name: &str| {
-            let is_moved = frame["msgtype"] == "join" || frame["msgtype"] == "leave";
-            assert!(!is_moved || frame["username"] == name, "{frame}");
-        };
         for peer in [&mut dan, &mut ann, &mut bob, &mut cid] {
-            let list = json!({"msgtype": "user_list", "data": ["Ann", "Bob", "Cid", name]});
-            peer.until("the list of all", |frame| {
-                is_quiet(frame, &name);
-                *frame == list
-            });
+            until_list_of(peer, &["Ann", "Bob", "Cid", &name], &name);
         }
         drop(dan);
         for peer in [&mut ann, &mut bob, &mut cid] {
             until_moved(peer, "leave", &name);
             until_list(peer, &["Ann", "Bob", "Cid"]);
         }
+    }
+}
+
+#[test]
+fn a_room_build_that_is_taken_back_begins_with_nobody_who_left_meanwhile() {
+    let settings = |node: String| format!("[server]\nwatch = false\nwatch_after_reload = 600\n{node}");
+    let mut a = stage(&settings(node("a", &[])));
+    let mut b = stage_with_room("falling/Falling", &settings(node("b", &[&a])));
+    [&mut a, &mut b].into_iter().for_each(|node| wait_for_nodes(node, 1));
+    let mut ann = Client::join_as(&a, "lobby", "Ann");
+    let mut bob = Client::join_as(&b, "lobby", "Bob");
+    let cid = Client::join_as(&b, "lobby", "Cid");
+    until_list(&mut ann, &["Ann", "Bob", "Cid"]);
+    let other = Build::of("falling").replaced("the room was told to fall", "the ROOM was told to fall");
+    b.install("falling", &other);
+    reload(&mut b, "falling");
+    // One goes and one comes, so that the state of the reload is wrong in both ways.
+    drop(cid);
+    until_moved(&mut ann, "leave", "Cid");
+    let mut dan = Client::join_as(&b, "lobby", "Dan");
+    for peer in [&mut ann, &mut bob] {
+        until_list(peer, &["Ann", "Bob", "Dan"]);
+    }
+    b.call("falling", "fall/1", "").unwrap_err();
+    b.wait_service("falling", "the build before serves", |service| {
+        service["generation"] == 1 && service["state"] == "enabled"
+    });
+    b.wait("those who are there are in the room", |b| {
+        let list = b.call("falling", "rooms/1", r#"["lobby"]"#).ok()?;
+        let members = list["members"].as_array()?;
+        members.iter().map(|member| &member["username"]).eq(["Bob", "Dan"]).then_some(())
+    });
+    let mut eve = Client::connect(&a);
+    eve.hello("lobby", "Eve");
+    for peer in [&mut bob, &mut dan, &mut eve] {
+        until_list(peer, &["Ann", "Bob", "Dan", "Eve"]);
+    }
+    // Who left is not seen to come back.
+    until_list_of(&mut ann, &["Ann", "Bob", "Dan", "Eve"], "Eve");
+    // What it is told from now on is told on.
+    drop(dan);
+    for peer in [&mut ann, &mut bob, &mut eve] {
+        until_moved(peer, "leave", "Dan");
+        until_list(peer, &["Ann", "Bob", "Eve"]);
+    }
+    // By hand the state of now goes back with it: nobody is seen to come or go.
+    reload(&mut b, "falling");
+    drop(eve);
+    for peer in [&mut ann, &mut bob] {
+        until_moved(peer, "leave", "Eve");
+        until_list(peer, &["Ann", "Bob"]);
+    }
+    until_done(&mut b, "rollback falling");
+    let mut gus = Client::connect(&b);
+    gus.hello("lobby", "Gus");
+    for peer in [&mut ann, &mut bob, &mut gus] {
+        until_list_of(peer, &["Ann", "Bob", "Gus"], "Gus");
     }
 }
 

@@ -10,8 +10,9 @@ use zephserver_plugin::contract::presence::{Change, Member as Present, Version};
 use zephserver_plugin::contract::room::Join;
 use zephserver_plugin::contract::session::User;
 
-use super::cluster::{Cluster, LONGEST_SETTLING};
+use super::cluster::Cluster;
 use super::remote::Node;
+use super::settle::LONGEST_SETTLING;
 use super::{Member, Room, Rooms};
 
 /// Rooms as they are handed over: version 1. What came to it later may be absent, and builds that do not know it pass
@@ -48,8 +49,10 @@ impl Rooms {
         let cids = |(name, room): (&Arc<str>, &Room)| {
             (name.to_string(), room.members.iter().map(|seat| seat.cid).collect())
         };
+        // Who is in doubt is not left to the next one: if it is there, an edge is about to tell of it.
+        let is_sure = |(_, member): &(&Cid, &Member)| !(self.is_doubting && member.is_inherited);
         Snapshot {
-            members: self.members.iter().map(known).collect(),
+            members: self.members.iter().filter(is_sure).map(known).collect(),
             rooms: self.rooms.iter().map(cids).collect(),
             late: self.late.iter().map(|(_, name)| name.to_string()).collect(),
             cluster: Some(self.carried(now)),
@@ -59,14 +62,14 @@ impl Rooms {
     /// Takes over what another build has left, in place of what is known: nothing.
     pub fn restore(&mut self, snapshot: Snapshot, now: Instant) {
         let Snapshot { mut members, rooms: names, late, cluster } = snapshot;
-        for (name, cids) in names {
+        for cids in names.into_values() {
             for cid in cids {
                 if let Some(Known { room, edge, instance, user, since }) = members.remove(&cid) {
                     self.join(Join { cid, edge, instance, room, user, again: true, since }, now);
                 }
             }
-            debug_assert!(self.rooms.contains_key(name.as_str()));
         }
+        self.members.values_mut().for_each(|member| member.is_inherited = true);
         for name in late {
             let name: Arc<str> = name.into();
             if let Some(room) = self.rooms.get_mut(&name) {

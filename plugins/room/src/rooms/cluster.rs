@@ -7,7 +7,8 @@
 //!   whole, passes over its changes until it is there, and makes the difference known.
 //! * Every message names the sender's version, and once in a while one is said only for that. So whatever was lost,
 //!   and however, is noticed in [`BEAT`].
-//! * A service that began from nothing, while edges have peers, is told of them again. Until they have come it keeps
+//! * Who says nothing for a while is asked: it answers, or there is no such node any more.
+//! * A service that does not know the peers that its edges have is told of them again. Until they have come it keeps
 //!   quiet ([`Rooms::settle`]): other nodes show what they know of it, and nobody sees them leave and join.
 
 use std::collections::BTreeMap;
@@ -24,10 +25,8 @@ use super::{LONGEST_NAME, Notice, Rooms};
 const FLUSH: Duration = Duration::from_millis(50);
 /// The version is said at least this often.
 const BEAT: Duration = Duration::from_secs(10);
-/// Edges tell of their peers one after the other: after so long a pause there is nobody more.
-const SETTLED: Duration = Duration::from_secs(1);
-/// They are not waited for any longer.
-pub(super) const LONGEST_SETTLING: Duration = Duration::from_secs(10);
+/// Who has said nothing for so long is asked: the news that it is gone may have been lost.
+const SILENCE: Duration = Duration::from_secs(3 * BEAT.as_secs());
 /// Changes that wait to be said. With more of them, all other nodes ask for the whole.
 const PENDING: usize = 65_536;
 /// Bytes of a user's id and name: others are not told of one who has more.
@@ -132,18 +131,6 @@ fn can_be_told(member: &Member) -> bool {
 }
 
 impl Rooms {
-    /// A service that began from nothing, while edges have peers, waits for them before it tells other nodes.
-    pub fn settle(&mut self, now: Instant) {
-        self.cluster.settling = Some((now + SETTLED, now + LONGEST_SETTLING));
-    }
-
-    /// An edge has told again of a peer: there may be more.
-    pub(super) fn settle_on(&mut self, now: Instant) {
-        if let Some((until, latest)) = &mut self.cluster.settling {
-            *until = (now + SETTLED).min(*latest);
-        }
-    }
-
     /// Somebody here came or went: other nodes are to be told.
     pub(super) fn changed(&mut self, change: impl FnOnce() -> Change, now: Instant) {
         let cluster = &mut self.cluster;
@@ -196,6 +183,7 @@ impl Rooms {
             return Outcome::default();
         };
         self.cluster.beat.get_or_insert(now + BEAT);
+        node.heard_at = Some(now);
         let known = node.known;
         let mut letters = Vec::new();
         let mut moves = Vec::new();
@@ -229,13 +217,9 @@ impl Rooms {
 
     /// What is to be done by now.
     pub fn due(&mut self, now: Instant) -> Outcome {
-        let mut notices = self.lists_due(now);
+        let mut notices = self.settled(now);
+        notices.extend(self.lists_due(now));
         let mut letters = Vec::new();
-        if self.cluster.settling.is_some_and(|(until, _)| until <= now) {
-            self.cluster.settling = None;
-            self.cluster.beat = Some(now);
-            notices.extend(self.all_lists(now));
-        }
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if is_due(self.cluster.flush) {
             letters.extend(self.cluster.flush(now));
@@ -246,6 +230,7 @@ impl Rooms {
             if is_heard && self.cluster.settling.is_none() {
                 letters.push(self.cluster.tell(To::All, What::Beat));
             }
+            letters.extend(self.ask_silent(now));
         }
         for node in self.cluster.asks.due(now) {
             let have = self.remote.node(&node).and_then(|(_, node)| node.known);
@@ -290,6 +275,24 @@ impl Rooms {
         self.cluster.ask(node, None, now)
     }
 
+    /// Asks those who have said nothing for too long. Where there is no such node, telling it fails: it is down then.
+    /// Where there is, it is asked until it answers.
+    fn ask_silent(&mut self, now: Instant) -> Vec<Letter> {
+        let mut letters = Vec::new();
+        for (name, known, has_members) in self.remote.silent(SILENCE, now) {
+            if !self.cluster.asks.is_open(&name) {
+                letters.push(self.cluster.ask(&name, known, now));
+            } else if has_members {
+                self.remark(format!(
+                    "node {name} is up and has not said who is there for {} s: its members stay in the lists as they \
+                     were; see there: zephserver status",
+                    SILENCE.as_secs()
+                ));
+            }
+        }
+        letters
+    }
+
     fn take_changes(&mut self, node: &Arc<str>, changes: Vec<Change>, moves: &mut Vec<Move>) {
         for change in changes {
             match change {
@@ -315,36 +318,6 @@ impl Rooms {
 
     fn is_full(&mut self, node: &str) -> bool {
         self.remote.node(node).is_none_or(|(_, node)| node.is_full())
-    }
-
-    /// Says once for each node that a cid of it is also that of a peer elsewhere. `told` has just told of it; None:
-    /// it is a peer of this node that came.
-    pub(super) fn note_collision(&mut self, cid: u64, told: Option<&Arc<str>>) {
-        if self.remote.is_empty() {
-            return;
-        }
-        let mut nodes: Vec<_> = self.remote.with(cid).chain(told).cloned().collect();
-        nodes.sort_unstable();
-        nodes.dedup();
-        let is_here = told.is_none() || self.members.contains_key(&cid);
-        if nodes.len() + usize::from(is_here) < 2 {
-            return;
-        }
-        let mut is_new = false;
-        for name in &nodes {
-            if let Some((_, node)) = self.remote.node(name) {
-                is_new |= !std::mem::replace(&mut node.has_collided, true);
-            }
-        }
-        if is_new {
-            let here = is_here.then_some(&*self.cluster.node);
-            let names: Vec<&str> = nodes.iter().map(|name| &**name).chain(here).collect();
-            self.remark(format!(
-                "cid {cid} is that of several peers, on the nodes {}: what is sent to it is refused, until the edge \
-                 of one of them is restarted",
-                names.join(", ")
-            ));
-        }
     }
 
     /// Tells the members of rooms here who came and went on other nodes. While this node settles, they get a list

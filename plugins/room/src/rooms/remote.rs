@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use zephserver_plugin::contract::peer::Cid;
 use zephserver_plugin::contract::presence::{Member, Version};
@@ -29,6 +30,8 @@ pub struct Node {
     /// How far its changes are known. None: not at all, or some were lost; then its members are as they were, until
     /// it has told the whole.
     pub known: Option<Version>,
+    /// When it said something last; None: that counts from the next look on.
+    pub heard_at: Option<Instant>,
     /// The whole, as far as it has come.
     pub coming: Option<Coming>,
     /// A cid of it is also that of a peer elsewhere, which was said.
@@ -111,6 +114,16 @@ impl Remote {
     /// Every node.
     pub fn nodes(&self) -> impl Iterator<Item = (&Arc<str>, &Node)> {
         self.nodes.iter()
+    }
+
+    /// Who has said nothing for so long: how far its changes are known, and whether it has members.
+    pub fn silent(&mut self, limit: Duration, now: Instant) -> Vec<(Arc<str>, Option<Version>, bool)> {
+        let silent = self.nodes.iter_mut().filter_map(|(name, node)| {
+            let since = *node.heard_at.get_or_insert(now);
+            let is_silent = now.saturating_duration_since(since) >= limit;
+            is_silent.then(|| (name.clone(), node.known, !node.members.is_empty()))
+        });
+        silent.collect()
     }
 
     /// True where no other node is up.

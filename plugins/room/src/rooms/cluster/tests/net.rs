@@ -178,18 +178,30 @@ impl Net {
         self.greet(at);
     }
 
+    /// A build has failed: the one before begins with the state of then.
+    pub fn take_back(&mut self, at: usize, state: &[u8]) {
+        self.begin_with(at, state);
+        let (now, node) = (self.now, &mut self.nodes[at]);
+        node.lives += 1;
+        node.rooms.doubt(node.lives * 100 + at as u64, now);
+    }
+
     pub fn kill(&mut self, at: usize) {
+        self.kill_unseen(at);
+        let (now, name) = (self.now, self.nodes[at].name.clone());
+        for other in (0..self.nodes.len()).filter(|other| *other != at) {
+            let outcome = self.nodes[other].rooms.down(&name, now);
+            self.take(other, outcome);
+        }
+    }
+
+    /// A node is gone, and none of the others is told so.
+    pub fn kill_unseen(&mut self, at: usize) {
         self.nodes[at].is_up = false;
         self.nodes[at].edge.clear();
-        let name = self.nodes[at].name.clone();
         for other in 0..self.nodes.len() {
             self.wires[at][other].clear();
             self.wires[other][at].clear();
-            if other != at {
-                let now = self.now;
-                let outcome = self.nodes[other].rooms.down(&name, now);
-                self.take(other, outcome);
-            }
         }
     }
 
@@ -224,9 +236,19 @@ impl Net {
         self.nodes[at].rooms.present().map(who).collect()
     }
 
-    /// Every node knows of every other one what is true, and the lists are the same everywhere.
+    /// Whom the edges of a node have.
+    fn connected(&self, at: usize) -> Who {
+        let who = |join: &Join| {
+            let name = join.user.as_ref().map(|user| user.username.clone()).unwrap_or_default();
+            (join.cid, join.room.clone(), name)
+        };
+        self.nodes[at].edge.values().map(who).collect()
+    }
+
+    /// Every node knows of itself and of every other one what is true, and the lists are the same everywhere.
     pub fn check(&self, what: &str) {
         for (at, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.is_up) {
+            assert_eq!(self.here(at), self.connected(at), "{what}: {} of itself", node.name);
             for (other, that) in self.nodes.iter().enumerate().filter(|(other, _)| *other != at) {
                 let is = if that.is_up { self.here(other) } else { Who::new() };
                 assert_eq!(self.known(at, other), is, "{what}: {} of {}", node.name, that.name);
@@ -254,6 +276,7 @@ impl Net {
         let is_alone = self.nodes.iter().filter(|node| node.is_up).count() == 1;
         match (what, self.nodes[at].is_up) {
             (0, true) => self.restart(at),
+            (1, true) if !is_alone && dice.roll(2) == 0 => self.kill_unseen(at),
             (1, true) if !is_alone => self.kill(at),
             (1..=4, false) => self.start(at),
             (2, true) => {
@@ -261,10 +284,9 @@ impl Net {
                 self.begin_with(at, &state);
                 states[at] = Some(state);
             }
-            // A build that failed: the one before begins with the state of then, and edges tell it again.
             (3, true) => {
                 if let Some(state) = states[at].take() {
-                    self.begin_with(at, &state);
+                    self.take_back(at, &state);
                     self.announce(at);
                 }
             }
@@ -281,7 +303,7 @@ impl Net {
         }
     }
 
-    /// The edges tell a service that began with an old state of their peers; whom it knows and they do not, it keeps.
+    /// The edges of a node tell of their peers again.
     pub fn announce(&mut self, at: usize) {
         let now = self.now;
         for join in self.nodes[at].edge.clone().into_values() {
