@@ -17,9 +17,9 @@ use crate::rooms::{Letter, Outcome, Rooms, To, Whereabouts};
 impl Room {
     /// Asks to hear of other nodes.
     pub fn listen(&self) -> Result<()> {
+        self.host.subscribe_members()?;
         self.host.subscribe_cluster(PRESENCE)?;
         self.host.subscribe_cluster(SEND)?;
-        self.host.subscribe_members()?;
         Ok(())
     }
 

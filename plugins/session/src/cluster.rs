@@ -16,9 +16,9 @@ impl Session {
     /// Asks to hear of the revocations of other nodes. Where nobody has a session there is nothing to be heard.
     pub fn listen(&self) -> Result<()> {
         if self.tokens.is_some() {
+            self.host.subscribe_members()?;
             self.host.subscribe_cluster(REVOCATIONS)?;
             self.host.subscribe_cluster(ASK_REVOCATIONS)?;
-            self.host.subscribe_members()?;
         }
         Ok(())
     }

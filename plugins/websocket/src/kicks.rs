@@ -95,9 +95,9 @@ pub struct Desk {
 impl Desk {
     /// Asks to hear of the kicks of other nodes.
     pub fn listen(&self, host: &Host) -> Result<()> {
+        host.subscribe_members()?;
         host.subscribe_cluster(KICKS)?;
         host.subscribe_cluster(ASK_KICKS)?;
-        host.subscribe_members()?;
         Ok(())
     }
 

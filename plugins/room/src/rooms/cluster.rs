@@ -209,6 +209,8 @@ impl Rooms {
                     node.known = Some(version);
                     self.cluster.asks.forget(&name);
                     self.take_whole(&name, members, &mut moves);
+                } else {
+                    self.cluster.asks.hear(&name, now);
                 }
             }
         }

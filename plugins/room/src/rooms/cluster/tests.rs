@@ -65,6 +65,26 @@ fn a_node_that_comes_later_is_told_the_whole() {
 }
 
 #[test]
+fn a_node_that_is_answering_is_not_asked_again() {
+    let mut net = Net::new(2);
+    net.kill(1);
+    for cid in 1..=5000 {
+        net.join(0, cid, "r", &format!("user {cid} {}", "x".repeat(60)));
+    }
+    net.start(1);
+    while net.deliver(1, 0) {}
+    let parts = net.wires[0][1].len();
+    assert!(parts > 2, "{parts} parts");
+    // Each part takes its time.
+    while net.deliver(0, 1) {
+        net.now += Duration::from_millis(1900);
+        let letters = net.nodes[1].rooms.due(net.now).letters;
+        assert!(!letters.iter().any(|letter| matches!(letter.told.what, What::Ask { .. })));
+    }
+    net.check("all parts are there");
+}
+
+#[test]
 fn changes_before_the_whole_are_in_it() {
     let mut net = Net::new(2);
     net.join(0, 1, "r", "Ann");
