@@ -1,7 +1,7 @@
 //! Runs a [`Node`] on sockets: a runtime of its own for connections and datagrams, and one thread for handlers.
 //! What is decided, the node decides, under one lock that nobody waits with.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
@@ -29,7 +29,7 @@ const DIRECT: usize = 4;
 const CALM: Duration = Duration::from_micros(300);
 /// Connecting and the handshake may take so long.
 const HANDSHAKE: Duration = Duration::from_secs(3);
-/// Handshakes of others under way.
+/// Handshakes of others under way; who comes then takes the place of whoever is at it for longest.
 const STRANGERS: usize = 64;
 /// A reader that waits for its handlers says so often that it is there.
 const STILL_HERE: Duration = Duration::from_millis(500);
@@ -268,7 +268,8 @@ impl Shared {
 
     /// Takes connections of others in.
     pub async fn listen(self: Arc<Self>, listener: TcpListener) {
-        let strangers = Arc::new(Semaphore::new(STRANGERS));
+        // Dropped, each of these ends its handshake.
+        let mut strangers: VecDeque<oneshot::Sender<()>> = VecDeque::with_capacity(STRANGERS);
         loop {
             let (stream, from) = match listener.accept().await {
                 Ok(accepted) => accepted,
@@ -279,28 +280,35 @@ impl Shared {
                     continue;
                 }
             };
-            let Ok(permit) = strangers.clone().try_acquire_owned() else {
-                self.refuse(&format!(
-                    "a connection from {from}: {STRANGERS} others have not said who they are yet"
-                ));
-                continue;
-            };
-            let shared = self.clone();
-            tokio::spawn(async move {
-                let sealed = timeout(HANDSHAKE, async {
-                    stream.set_nodelay(true)?;
-                    noise::accept(stream, &shared.keys).await
-                });
-                let sealed = match sealed.await {
-                    Ok(sealed) => sealed,
-                    Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not say who it is")),
-                };
-                drop(permit);
-                match sealed {
-                    Ok(sealed) => shared.accepted(sealed),
-                    Err(error) => shared.refuse(&format!("a connection from {from}: {error}")),
-                }
-            });
+            strangers.retain(|stranger| !stranger.is_closed());
+            if strangers.len() >= STRANGERS {
+                // A node says who it is within milliseconds: whoever is here for longest is none, most likely. Were
+                // the new one refused instead, a few silent sockets would keep all nodes out.
+                strangers.pop_front();
+            }
+            let (place, is_taken) = oneshot::channel();
+            strangers.push_back(place);
+            tokio::spawn(self.clone().meet(stream, from, is_taken));
+        }
+    }
+
+    /// Has somebody say who he is, until his place is taken.
+    async fn meet(self: Arc<Self>, stream: TcpStream, from: SocketAddr, is_taken: oneshot::Receiver<()>) {
+        let sealed = timeout(HANDSHAKE, async {
+            stream.set_nodelay(true)?;
+            noise::accept(stream, &self.keys).await
+        });
+        let late = |why: String| Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        let sealed = tokio::select! {
+            biased;
+            sealed = sealed => sealed.unwrap_or_else(|_| late("it does not say who it is".into())),
+            _ = is_taken => {
+                late(format!("it had not said who it is when {STRANGERS} others came after it"))
+            }
+        };
+        match sealed {
+            Ok(sealed) => self.accepted(sealed),
+            Err(error) => self.refuse(&format!("a connection from {from}: {error}")),
         }
     }
 
