@@ -2,6 +2,7 @@
 //! What is decided, the node decides, under one lock that nobody waits with.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -56,6 +57,8 @@ pub struct Shared {
     handle: Handle,
     /// When something was last said, in microseconds since the start.
     said: AtomicU64,
+    /// What was refused at the door: counted beside the node, so that whoever knows no key takes nobody's time.
+    refused: AtomicU64,
     /// When a refusal was last logged, in milliseconds since the start.
     logged: AtomicU64,
     start: Instant,
@@ -109,6 +112,7 @@ impl Shared {
             keys,
             handle,
             said: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             logged: AtomicU64::new(0),
             start: Instant::now(),
         }
@@ -308,7 +312,7 @@ impl Shared {
         };
         match sealed {
             Ok(sealed) => self.accepted(sealed),
-            Err(error) => self.refuse(&format!("a connection from {from}: {error}")),
+            Err(error) => self.refuse(format_args!("a connection from {from}: {error}")),
         }
     }
 
@@ -339,7 +343,7 @@ impl Shared {
         loop {
             let received = self.with(|node| node.received(conn, &mut reader.opened, Instant::now()));
             if let Err(violation) = received {
-                self.refuse(&violation.to_string());
+                self.refuse(format_args!("{violation}"));
                 return Err(io::Error::new(io::ErrorKind::InvalidData, violation));
             }
             // What is not read is not acked: so whoever says waits for the handlers here.
@@ -390,10 +394,10 @@ impl Shared {
             match opener.open(&buffer[..length], unix_ms()) {
                 Ok(content) => {
                     if let Err(error) = self.with(|node| node.datagram(&content, Instant::now())) {
-                        self.refuse(&format!("a datagram from {from}: {error}"));
+                        self.refuse(format_args!("a datagram from {from}: {error}"));
                     }
                 }
-                Err(refusal) => self.refuse(&format!("from {from}: {refusal}")),
+                Err(refusal) => self.refuse(format_args!("from {from}: {refusal}")),
             }
         }
     }
@@ -431,14 +435,21 @@ impl Shared {
         }
     }
 
-    fn refuse(self: &Arc<Self>, what: &str) {
-        let count = self.with(Node::refuse);
+    /// Counts a refusal, and logs it where the last line is long ago. Before that nothing is written: anybody can
+    /// send a million of them.
+    fn refuse(&self, what: fmt::Arguments<'_>) {
+        let count = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
         let now = self.start.elapsed().as_millis() as u64 + 1;
         let logged = self.logged.load(Ordering::Relaxed);
         let is_due = logged == 0 || now >= logged + REFUSALS.as_millis() as u64;
         if is_due && self.logged.compare_exchange(logged, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             tracing::warn!("cluster: refused {what} ({count} refused so far)");
         }
+    }
+
+    /// How many were refused at the door.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Ends all connections, as a network does that forgets them.

@@ -190,7 +190,7 @@ impl Engine for Mesh {
 
     fn status(&self) -> Status {
         let status = self.shared.with(|node| node.status(Instant::now()));
-        Status { waiting: self.shared.hub.waiting(), ..status }
+        Status { waiting: self.shared.hub.waiting(), refused: self.shared.refused(), ..status }
     }
 
     fn leave(&self) {

@@ -253,6 +253,20 @@ fn silent_connections_make_room_for_whoever_says_who_it_is() {
 }
 
 #[test]
+fn junk_is_counted_without_the_node() {
+    let a = node("a", &[], None);
+    let (address, refused) = (address(&a), a.shared.refused());
+    let udp = StdUdp::bind(here()).unwrap();
+    // While somebody else has it.
+    a.shared.with(|_| {
+        for _ in 0..100 {
+            udp.send_to(&[0; 100], address).unwrap();
+        }
+        wait("all are counted", || a.shared.refused() == refused + 100);
+    });
+}
+
+#[test]
 fn beyond_this_machine_nobody_listens_without_a_key() {
     let start = |listen: &str| {
         let listen = listen.parse().unwrap();
