@@ -19,6 +19,7 @@ use super::datagram::{Opener, Sealer};
 use super::link::Conn;
 use super::node::{Action, Node};
 use super::noise::{self, Reader, Sealed, Writer};
+use super::seeds;
 use crate::hub::{Hub, lock};
 use crate::key::Keys;
 use crate::life::unix_ms;
@@ -415,24 +416,9 @@ impl Shared {
 
     /// Looks up the names of seeds.
     pub async fn look_up(self: Arc<Self>, seeds: Vec<String>) {
-        let mut unknown = std::collections::BTreeSet::new();
-        loop {
-            let mut addresses = Vec::new();
-            for seed in &seeds {
-                match tokio::net::lookup_host(seed.as_str()).await {
-                    Ok(found) => {
-                        addresses.extend(found);
-                        unknown.remove(seed);
-                    }
-                    Err(error) if unknown.insert(seed) => {
-                        tracing::warn!("cluster: the seed {seed} cannot be looked up: {error}; tried again");
-                    }
-                    Err(_) => {}
-                }
-            }
-            self.with(|node| node.set_seeds(addresses));
-            sleep(LOOK_UP).await;
-        }
+        let ask = |name| async move { tokio::net::lookup_host::<String>(name).await.map(Iterator::collect) };
+        seeds::follow(seeds, LOOK_UP, ask, move |addresses| self.with(|node| node.set_seeds(addresses)))
+            .await;
     }
 
     /// Counts a refusal, and logs it where the last line is long ago. Before that nothing is written: anybody can

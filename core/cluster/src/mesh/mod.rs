@@ -12,6 +12,7 @@ mod members;
 mod node;
 mod noise;
 mod peer;
+mod seeds;
 mod waits;
 
 #[cfg(test)]
