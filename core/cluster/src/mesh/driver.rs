@@ -170,7 +170,7 @@ impl Shared {
         false
     }
 
-    fn act(self: &Arc<Self>, action: Action) {
+    pub(super) fn act(self: &Arc<Self>, action: Action) {
         match action {
             Action::Datagram { to, bytes } => {
                 let sealed = lock(&self.sealer).seal(&bytes, unix_ms());
@@ -342,10 +342,14 @@ impl Shared {
 
     async fn read(self: &Arc<Self>, conn: Conn, mut reader: Reader, brings: Brings) -> io::Result<()> {
         loop {
-            let received = self.with(|node| node.received(conn, &mut reader.opened, Instant::now()));
-            if let Err(violation) = received {
-                self.refuse(format_args!("{violation}"));
-                return Err(io::Error::new(io::ErrorKind::InvalidData, violation));
+            match self.with(|node| node.received(conn, &mut reader.opened, Instant::now())) {
+                Ok(true) => {}
+                // Closed before there was a task to end.
+                Ok(false) => return Ok(()),
+                Err(violation) => {
+                    self.refuse(format_args!("{violation}"));
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, violation));
+                }
             }
             // What is not read is not acked: so whoever says waits for the handlers here.
             while brings == Brings::Events && !self.hub.has_room() {

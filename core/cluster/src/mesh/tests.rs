@@ -267,6 +267,22 @@ fn junk_is_counted_without_the_node() {
 }
 
 #[test]
+fn a_connection_that_was_closed_before_it_was_made_ends() {
+    let a = node("a", &[], None);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ended = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind(here()).await.unwrap();
+        // The node has closed it already: it knows no connection of this number.
+        a.shared.act(node::Action::Dial { conn: 1000, to: listener.local_addr().unwrap() });
+        let (stream, _) = listener.accept().await.unwrap();
+        // This waits for the first sealed bytes after the handshake, and would do so for ever.
+        tokio::time::timeout(Duration::from_secs(2), noise::accept(stream, &Keys::of_everybody())).await
+    });
+    let error = ended.expect("it ends").err().map(|error| error.kind());
+    assert_eq!(error, Some(io::ErrorKind::UnexpectedEof));
+}
+
+#[test]
 fn beyond_this_machine_nobody_listens_without_a_key() {
     let start = |listen: &str| {
         let listen = listen.parse().unwrap();
