@@ -1,7 +1,8 @@
 //! Runs a [`Node`] on sockets: a runtime of its own for connections and datagrams, and one thread for handlers.
 //! What is decided, the node decides, under one lock that nobody waits with.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
@@ -18,6 +19,7 @@ use super::datagram::{Opener, Sealer};
 use super::link::Conn;
 use super::node::{Action, Node};
 use super::noise::{self, Reader, Sealed, Writer};
+use super::seeds;
 use crate::hub::{Hub, lock};
 use crate::key::Keys;
 use crate::life::unix_ms;
@@ -29,7 +31,7 @@ const DIRECT: usize = 4;
 const CALM: Duration = Duration::from_micros(300);
 /// Connecting and the handshake may take so long.
 const HANDSHAKE: Duration = Duration::from_secs(3);
-/// Handshakes of others under way.
+/// Handshakes of others under way; who comes then takes the place of whoever is at it for longest.
 const STRANGERS: usize = 64;
 /// A reader that waits for its handlers says so often that it is there.
 const STILL_HERE: Duration = Duration::from_millis(500);
@@ -56,6 +58,8 @@ pub struct Shared {
     handle: Handle,
     /// When something was last said, in microseconds since the start.
     said: AtomicU64,
+    /// What was refused at the door: counted beside the node, so that whoever knows no key takes nobody's time.
+    refused: AtomicU64,
     /// When a refusal was last logged, in milliseconds since the start.
     logged: AtomicU64,
     start: Instant,
@@ -109,6 +113,7 @@ impl Shared {
             keys,
             handle,
             said: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             logged: AtomicU64::new(0),
             start: Instant::now(),
         }
@@ -165,7 +170,7 @@ impl Shared {
         false
     }
 
-    fn act(self: &Arc<Self>, action: Action) {
+    pub(super) fn act(self: &Arc<Self>, action: Action) {
         match action {
             Action::Datagram { to, bytes } => {
                 let sealed = lock(&self.sealer).seal(&bytes, unix_ms());
@@ -268,7 +273,8 @@ impl Shared {
 
     /// Takes connections of others in.
     pub async fn listen(self: Arc<Self>, listener: TcpListener) {
-        let strangers = Arc::new(Semaphore::new(STRANGERS));
+        // Dropped, each of these ends its handshake.
+        let mut strangers: VecDeque<oneshot::Sender<()>> = VecDeque::with_capacity(STRANGERS);
         loop {
             let (stream, from) = match listener.accept().await {
                 Ok(accepted) => accepted,
@@ -279,28 +285,35 @@ impl Shared {
                     continue;
                 }
             };
-            let Ok(permit) = strangers.clone().try_acquire_owned() else {
-                self.refuse(&format!(
-                    "a connection from {from}: {STRANGERS} others have not said who they are yet"
-                ));
-                continue;
-            };
-            let shared = self.clone();
-            tokio::spawn(async move {
-                let sealed = timeout(HANDSHAKE, async {
-                    stream.set_nodelay(true)?;
-                    noise::accept(stream, &shared.keys).await
-                });
-                let sealed = match sealed.await {
-                    Ok(sealed) => sealed,
-                    Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not say who it is")),
-                };
-                drop(permit);
-                match sealed {
-                    Ok(sealed) => shared.accepted(sealed),
-                    Err(error) => shared.refuse(&format!("a connection from {from}: {error}")),
-                }
-            });
+            strangers.retain(|stranger| !stranger.is_closed());
+            if strangers.len() >= STRANGERS {
+                // A node says who it is within milliseconds: whoever is here for longest is none, most likely. Were
+                // the new one refused instead, a few silent sockets would keep all nodes out.
+                strangers.pop_front();
+            }
+            let (place, is_taken) = oneshot::channel();
+            strangers.push_back(place);
+            tokio::spawn(self.clone().meet(stream, from, is_taken));
+        }
+    }
+
+    /// Has somebody say who he is, until his place is taken.
+    async fn meet(self: Arc<Self>, stream: TcpStream, from: SocketAddr, is_taken: oneshot::Receiver<()>) {
+        let sealed = timeout(HANDSHAKE, async {
+            stream.set_nodelay(true)?;
+            noise::accept(stream, &self.keys).await
+        });
+        let late = |why: String| Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        let sealed = tokio::select! {
+            biased;
+            sealed = sealed => sealed.unwrap_or_else(|_| late("it does not say who it is".into())),
+            _ = is_taken => {
+                late(format!("it had not said who it is when {STRANGERS} others came after it"))
+            }
+        };
+        match sealed {
+            Ok(sealed) => self.accepted(sealed),
+            Err(error) => self.refuse(format_args!("a connection from {from}: {error}")),
         }
     }
 
@@ -329,10 +342,14 @@ impl Shared {
 
     async fn read(self: &Arc<Self>, conn: Conn, mut reader: Reader, brings: Brings) -> io::Result<()> {
         loop {
-            let received = self.with(|node| node.received(conn, &mut reader.opened, Instant::now()));
-            if let Err(violation) = received {
-                self.refuse(&violation.to_string());
-                return Err(io::Error::new(io::ErrorKind::InvalidData, violation));
+            match self.with(|node| node.received(conn, &mut reader.opened, Instant::now())) {
+                Ok(true) => {}
+                // Closed before there was a task to end.
+                Ok(false) => return Ok(()),
+                Err(violation) => {
+                    self.refuse(format_args!("{violation}"));
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, violation));
+                }
             }
             // What is not read is not acked: so whoever says waits for the handlers here.
             while brings == Brings::Events && !self.hub.has_room() {
@@ -382,10 +399,10 @@ impl Shared {
             match opener.open(&buffer[..length], unix_ms()) {
                 Ok(content) => {
                     if let Err(error) = self.with(|node| node.datagram(&content, Instant::now())) {
-                        self.refuse(&format!("a datagram from {from}: {error}"));
+                        self.refuse(format_args!("a datagram from {from}: {error}"));
                     }
                 }
-                Err(refusal) => self.refuse(&format!("from {from}: {refusal}")),
+                Err(refusal) => self.refuse(format_args!("from {from}: {refusal}")),
             }
         }
     }
@@ -403,34 +420,26 @@ impl Shared {
 
     /// Looks up the names of seeds.
     pub async fn look_up(self: Arc<Self>, seeds: Vec<String>) {
-        let mut unknown = std::collections::BTreeSet::new();
-        loop {
-            let mut addresses = Vec::new();
-            for seed in &seeds {
-                match tokio::net::lookup_host(seed.as_str()).await {
-                    Ok(found) => {
-                        addresses.extend(found);
-                        unknown.remove(seed);
-                    }
-                    Err(error) if unknown.insert(seed) => {
-                        tracing::warn!("cluster: the seed {seed} cannot be looked up: {error}; tried again");
-                    }
-                    Err(_) => {}
-                }
-            }
-            self.with(|node| node.set_seeds(addresses));
-            sleep(LOOK_UP).await;
-        }
+        let ask = |name| async move { tokio::net::lookup_host::<String>(name).await.map(Iterator::collect) };
+        seeds::follow(seeds, LOOK_UP, ask, move |addresses| self.with(|node| node.set_seeds(addresses)))
+            .await;
     }
 
-    fn refuse(self: &Arc<Self>, what: &str) {
-        let count = self.with(Node::refuse);
+    /// Counts a refusal, and logs it where the last line is long ago. Before that nothing is written: anybody can
+    /// send a million of them.
+    fn refuse(&self, what: fmt::Arguments<'_>) {
+        let count = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
         let now = self.start.elapsed().as_millis() as u64 + 1;
         let logged = self.logged.load(Ordering::Relaxed);
         let is_due = logged == 0 || now >= logged + REFUSALS.as_millis() as u64;
         if is_due && self.logged.compare_exchange(logged, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             tracing::warn!("cluster: refused {what} ({count} refused so far)");
         }
+    }
+
+    /// How many were refused at the door.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Ends all connections, as a network does that forgets them.

@@ -228,8 +228,16 @@ fn read_event(buffer: &[u8], at: usize) -> Result<(u64, usize), Violation> {
     let name = rest.get(..usize::from(head[NAME - 1])).filter(|name| !name.is_empty());
     let name = name.ok_or(Violation::Nonsense("an event without a name"))?;
     match std::str::from_utf8(name) {
-        Ok(_) => Ok((u64::from_le_bytes(seq), at + end)),
+        Ok(_) => Ok((numbered(u64::from_le_bytes(seq))?, at + end)),
         Err(_) => Err(Violation::Nonsense("the name of an event is not UTF-8")),
+    }
+}
+
+/// No event has the last number there is: so whoever counts has one after each.
+fn numbered(seq: u64) -> Result<u64, Violation> {
+    match seq {
+        u64::MAX => Err(Violation::Nonsense("no event has this number")),
+        seq => Ok(seq),
     }
 }
 
@@ -242,8 +250,8 @@ fn read(mut body: Bytes) -> Result<Frame, Violation> {
     match kind {
         HELLO => read_hello(body).map(Frame::Hello),
         ACK => Ok(Frame::Ack(number(&mut body)?)),
-        SKIP => Ok(Frame::Skip(number(&mut body)?)),
-        GAP => Ok(Frame::Gap(number(&mut body)?)),
+        SKIP => Ok(Frame::Skip(numbered(number(&mut body)?)?)),
+        GAP => Ok(Frame::Gap(numbered(number(&mut body)?)?)),
         PING if body.is_empty() => Ok(Frame::Ping),
         BYE if body.is_empty() => Ok(Frame::Bye),
         _ => Err(Violation::Nonsense("no kind of frame has this number")),
@@ -280,7 +288,7 @@ mod tests {
         ack(1, &mut out);
         out.extend(event(2, "name", b"payload"));
         skip(3, &mut out);
-        gap(u64::MAX, &mut out);
+        gap(u64::MAX - 1, &mut out);
         ping(&mut out);
         bye(&mut out);
         out
@@ -303,7 +311,7 @@ mod tests {
             events.each(|seq, name, payload| {
                 assert_eq!((seq, &name[..], &payload[..]), (2, &b"name"[..], &b"payload"[..]))
             });
-            assert_eq!(frames[4], Frame::Gap(u64::MAX));
+            assert_eq!(frames[4], Frame::Gap(u64::MAX - 1));
         }
     }
 
@@ -328,6 +336,24 @@ mod tests {
             let mut buffer = BytesMut::from(&length.to_le_bytes()[..]);
             assert_eq!(take(&mut buffer), Err(Violation::Length(length as usize)));
         }
+    }
+
+    #[test]
+    fn the_last_number_there_is_belongs_to_no_event() {
+        let last = |with: fn(u64, &mut Vec<u8>)| {
+            let mut out = Vec::new();
+            with(u64::MAX, &mut out);
+            out
+        };
+        let after_another = [event(u64::MAX - 1, "e", b""), event(u64::MAX, "e", b"")].concat();
+        for bytes in [event(u64::MAX, "e", b""), after_another, last(skip), last(gap)] {
+            assert!(matches!(take(&mut BytesMut::from(&bytes[..])), Err(Violation::Nonsense(_))));
+        }
+        let mut before = BytesMut::from(&event(u64::MAX - 1, "e", b"")[..]);
+        let Ok(Some(Frame::Events(mut events))) = take(&mut before) else { panic!() };
+        events.each(|seq, _, _| assert_eq!(seq, u64::MAX - 1));
+        events.skip(1);
+        assert_eq!(events.count, 0);
     }
 
     #[test]

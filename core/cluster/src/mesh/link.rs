@@ -322,10 +322,12 @@ impl Inlet {
         if first > next {
             return Err(Violation::OutOfPlace("an event is missing before this one"));
         }
+        let end =
+            first.checked_add(count).ok_or(Violation::OutOfPlace("more events than there are numbers"))?;
         let twice = (next - first).min(count);
         self.duplicates += twice;
         self.events += count - twice;
-        self.last = self.last.max(first + count - 1);
+        self.last = self.last.max(end.saturating_sub(1));
         Ok(twice)
     }
 
@@ -343,5 +345,28 @@ impl Inlet {
         self.last = to;
         self.gaps += 1;
         Some((from, to))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_at_their_end_are_refused_and_change_nothing() {
+        let mut inlet = Inlet::new(u64::MAX - 3);
+        assert_eq!(inlet.events(u64::MAX - 2, 2), Ok(0));
+        assert_eq!((inlet.last(), inlet.events), (u64::MAX - 1, 2));
+        for count in [1, 2, u64::MAX] {
+            assert!(inlet.events(u64::MAX, count).is_err());
+        }
+        assert_eq!(inlet.events(u64::MAX - 2, 2), Ok(2), "they came before");
+        assert_eq!((inlet.last(), inlet.events, inlet.duplicates), (u64::MAX - 1, 2, 2));
+        assert_eq!(inlet.gap(u64::MAX - 1), None);
+        // Whoever claims to have everything is told of nothing any more, and does no harm.
+        let mut full = Inlet::new(u64::MAX);
+        assert_eq!((full.events(1, 5), full.gap(u64::MAX)), (Ok(5), None));
+        full.skip(7);
+        assert_eq!(full.last(), u64::MAX);
     }
 }

@@ -12,6 +12,7 @@ mod members;
 mod node;
 mod noise;
 mod peer;
+mod seeds;
 mod waits;
 
 #[cfg(test)]
@@ -190,7 +191,7 @@ impl Engine for Mesh {
 
     fn status(&self) -> Status {
         let status = self.shared.with(|node| node.status(Instant::now()));
-        Status { waiting: self.shared.hub.waiting(), ..status }
+        Status { waiting: self.shared.hub.waiting(), refused: self.shared.refused(), ..status }
     }
 
     fn leave(&self) {

@@ -228,6 +228,61 @@ fn many_half_open_connections_keep_nobody_out_for_long() {
 }
 
 #[test]
+fn silent_connections_make_room_for_whoever_says_who_it_is() {
+    let a = node("a", &[], None);
+    // As many as may be at it at once, and not for so long that their time is over.
+    let mut silent: Vec<_> = (0..64).map(|_| StdStream::connect(address(&a)).unwrap()).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let dial = || {
+        runtime.block_on(async {
+            let stream = TcpStream::connect(address(&a)).await.unwrap();
+            noise::dial(stream, &Keys::of_everybody()).await.map_err(|error| error.to_string())
+        })
+    };
+    let dialed = [dial(), dial(), dial()];
+    for sealed in &dialed {
+        assert_eq!(sealed.as_ref().err(), None, "it is let in at once");
+    }
+    // The first ones had to go for it, and are counted; nobody else had.
+    for silent in &mut silent[..3] {
+        assert_eq!(ends(silent, Duration::from_secs(1)), 0);
+    }
+    wait("they are counted", || a.status().refused >= 3);
+    silent[63].set_nonblocking(true).unwrap();
+    assert_eq!(silent[63].read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn junk_is_counted_without_the_node() {
+    let a = node("a", &[], None);
+    let (address, refused) = (address(&a), a.shared.refused());
+    let udp = StdUdp::bind(here()).unwrap();
+    // While somebody else has it.
+    a.shared.with(|_| {
+        for _ in 0..100 {
+            udp.send_to(&[0; 100], address).unwrap();
+        }
+        wait("all are counted", || a.shared.refused() == refused + 100);
+    });
+}
+
+#[test]
+fn a_connection_that_was_closed_before_it_was_made_ends() {
+    let a = node("a", &[], None);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ended = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind(here()).await.unwrap();
+        // The node has closed it already: it knows no connection of this number.
+        a.shared.act(node::Action::Dial { conn: 1000, to: listener.local_addr().unwrap() });
+        let (stream, _) = listener.accept().await.unwrap();
+        // This waits for the first sealed bytes after the handshake, and would do so for ever.
+        tokio::time::timeout(Duration::from_secs(2), noise::accept(stream, &Keys::of_everybody())).await
+    });
+    let error = ended.expect("it ends").err().map(|error| error.kind());
+    assert_eq!(error, Some(io::ErrorKind::UnexpectedEof));
+}
+
+#[test]
 fn beyond_this_machine_nobody_listens_without_a_key() {
     let start = |listen: &str| {
         let listen = listen.parse().unwrap();

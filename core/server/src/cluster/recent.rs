@@ -101,7 +101,7 @@ impl Recent {
     pub fn page(&self, after: u64, limit: usize) -> Page {
         let kept = self.kept();
         let first = kept.entries.front().map_or(kept.count + 1, |entry| entry.number);
-        let missed = first.saturating_sub(after + 1);
+        let missed = first.saturating_sub(after.saturating_add(1));
         let newer = kept.entries.iter().filter(|entry| entry.number > after);
         let skip = newer.clone().count().saturating_sub(limit);
         Page { entries: newer.skip(skip).cloned().collect(), last: kept.count, missed }
@@ -130,5 +130,8 @@ mod tests {
         assert_eq!((&page["missed"], page["entries"].as_array().map(Vec::len)), (&2.into(), Some(3)));
         assert_eq!(page["entries"][2]["bytes"], CAPACITY - 1);
         assert!(page["entries"][2]["payload"].as_str().unwrap().len() == SHOWN);
+        // Whatever number somebody asks with.
+        let page = recent.page(u64::MAX, 3);
+        assert_eq!((page.entries.len(), page.missed), (0, 0));
     }
 }

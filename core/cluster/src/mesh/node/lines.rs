@@ -49,11 +49,17 @@ impl Node {
         }
     }
 
-    /// Bytes came on a connection: takes all whole frames out of `buffer`. An error: the connection is to be
-    /// closed, and [`Node::closed`] told.
-    pub fn received(&mut self, conn: Conn, buffer: &mut BytesMut, now: Instant) -> Result<(), Violation> {
-        let Some(line) = self.lines.get_mut(&conn) else { return Ok(()) };
+    /// Bytes came on a connection: takes all whole frames out of `buffer`. False: this node has no such connection
+    /// any more. False or an error: it is to be closed, and [`Node::closed`] told.
+    pub fn received(&mut self, conn: Conn, buffer: &mut BytesMut, now: Instant) -> Result<bool, Violation> {
+        let Some(line) = self.lines.get_mut(&conn) else { return Ok(false) };
         line.heard = now;
+        self.receive(conn, buffer, now)?;
+        Ok(self.lines.contains_key(&conn))
+    }
+
+    fn receive(&mut self, conn: Conn, buffer: &mut BytesMut, now: Instant) -> Result<(), Violation> {
+        let Some(line) = self.lines.get(&conn) else { return Ok(()) };
         match &line.end {
             End::Outlet(name) => {
                 let name = name.clone();

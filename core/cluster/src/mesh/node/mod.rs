@@ -98,7 +98,6 @@ pub struct Node {
     actions: Vec<Action>,
     news: Vec<News>,
     is_leaving: bool,
-    refused: u64,
     /// Events that the log had no room for, while somebody lacked them.
     lost: u64,
 }
@@ -118,7 +117,6 @@ impl Node {
             actions: Vec::new(),
             news: Vec::new(),
             is_leaving: false,
-            refused: 0,
             lost: 0,
             config,
         }
@@ -279,12 +277,6 @@ impl Node {
         self.log.forget(acked.unwrap_or(self.log.last()));
     }
 
-    /// Somebody is refused at the door. Answers how many were so far.
-    pub fn refuse(&mut self) -> u64 {
-        self.refused += 1;
-        self.refused
-    }
-
     /// Where other nodes may be.
     pub fn set_seeds(&mut self, seeds: Vec<SocketAddr>) {
         if self.config.seeds != seeds {
@@ -300,7 +292,7 @@ impl Node {
         self.peers[node].identity.boot
     }
 
-    /// As people see it.
+    /// As people see it. What waits for handlers, and what was refused, knows whoever drives the node.
     pub fn status(&self, now: Instant) -> Status {
         let is_listed = |peer: &&Peer| !peer.is_given_up;
         Status {
@@ -312,7 +304,7 @@ impl Node {
             backlog: self.log.events(),
             backlog_bytes: self.log.bytes(),
             waiting: 0,
-            refused: self.refused,
+            refused: 0,
             lost: self.lost,
             members: self.peers.values().filter(is_listed).map(|peer| peer.member(&self.log, now)).collect(),
         }

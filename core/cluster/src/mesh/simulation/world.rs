@@ -501,9 +501,11 @@ impl World {
         let mut buffer = std::mem::take(&mut end.buffer);
         if let Some(node) = &mut self.machines[machine].node {
             let received = node.received(conn, &mut buffer, self.now);
-            if let Err(violation) = received {
+            if let Err(violation) = &received {
                 // The two may differ in whom they take for which life: never in the order of what they say.
-                assert!(is_honest(&violation), "{violation}");
+                assert!(is_honest(violation), "{violation}");
+            }
+            if !received.unwrap_or(false) {
                 node.closed(conn, self.now);
                 self.close(machine, conn);
             }
