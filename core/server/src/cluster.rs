@@ -160,20 +160,28 @@ impl Cluster {
 
 fn handler(bus: Arc<Bus>, slot: u32, token: u64, event: &str) -> Handler {
     let name: Arc<str> = event.into();
+    let epoch = epoch(&bus, slot);
     Arc::new(move |said| {
         if let Some(slot) = bus.registry.slot(u64::from(slot)) {
-            bus.post(slot, OwnedEvent::said(&said.node, name.clone(), said.payload[..].into()).to(token));
+            let event = OwnedEvent::said(&said.node, name.clone(), said.payload[..].into());
+            bus.post(slot, event.to(token, epoch));
         }
     })
 }
 
 fn watcher(bus: Arc<Bus>, slot: u32, token: u64) -> Watcher {
+    let epoch = epoch(&bus, slot);
     Arc::new(move |change| {
         let (node, change) = node_change(change);
         if let Some(slot) = bus.registry.slot(u64::from(slot)) {
-            bus.post(slot, OwnedEvent::change(node, change).to(token));
+            bus.post(slot, OwnedEvent::change(node, change).to(token, epoch));
         }
     })
+}
+
+/// The one in which a service subscribes: what it asked for is nothing to whoever begins anew after it.
+fn epoch(bus: &Bus, slot: u32) -> u32 {
+    bus.registry.slot(u64::from(slot)).map_or(0, |slot| slot.mailbox.epoch())
 }
 
 fn node_change(change: &Change) -> (&Arc<str>, NodeChange) {

@@ -22,7 +22,7 @@ pub struct OwnedEvent {
     pub payload: Arc<[u8]>,
     /// Of the cluster: the node, and what is to be told of it where the event itself cannot be.
     pub node: Option<(Arc<str>, NodeChange)>,
-    /// The epoch of the mailbox when it came in.
+    /// The epoch of the mailbox when it came in; of the cluster: when that was subscribed to.
     pub epoch: u32,
 }
 
@@ -61,19 +61,21 @@ impl OwnedEvent {
         Self { node: Some((node.clone(), change)), ..event }
     }
 
-    /// The same for a subscription.
-    pub fn to(self, subscription: u64) -> Self {
-        Self { token: subscription, number: subscription, ..self }
+    /// The same for a subscription, made in this epoch of the mailbox.
+    pub fn to(self, subscription: u64, epoch: u32) -> Self {
+        Self { token: subscription, number: subscription, epoch, ..self }
     }
 
-    /// True for what concerns whoever lives under the name, whenever it began.
-    fn is_news(&self) -> bool {
-        matches!(self.kind, EventKind::Published | EventKind::Said | EventKind::Node)
+    /// True for what concerns whoever lives under the name, whenever it began. Not what other nodes say: who begins
+    /// anew asks those that are up for the whole.
+    fn is_for_anybody(&self) -> bool {
+        self.kind == EventKind::Published
     }
 
     /// True for what a service that rests is not brought back for: a call does that, news do not.
     pub fn wakes_nobody(&self) -> bool {
-        self.is_news() || matches!(self.kind, EventKind::Timer | EventKind::Serving)
+        use EventKind::{Node, Published, Said, Serving, Timer};
+        matches!(self.kind, Published | Said | Node | Timer | Serving)
     }
 
     pub fn lend(&self) -> Event<'_> {
@@ -139,7 +141,8 @@ impl Mailbox {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn epoch(&self) -> u32 {
+    /// How often the service began anew from nothing.
+    pub fn epoch(&self) -> u32 {
         self.epoch.load(Ordering::Relaxed)
     }
 
@@ -152,16 +155,25 @@ impl Mailbox {
     pub fn push(&self, event: OwnedEvent) -> bool {
         let mut queue = self.queue();
         let epoch = self.epoch();
-        let event = OwnedEvent { epoch, ..event };
-        let is_full = queue.events.len() + queue.missed.len() >= CAPACITY;
-        if is_full || (queue.rests && event.node.is_some()) {
-            self.miss_in(&mut queue, event);
-            return false;
-        }
-        if event.node.is_some() {
+        if event.node.is_none() {
+            let event = OwnedEvent { epoch, ..event };
+            if queue.events.len() >= CAPACITY {
+                self.lose(&event);
+                return false;
+            }
+            queue.events.push_back(event);
+        } else {
+            if event.epoch != epoch {
+                // Whoever asked for it is gone.
+                return false;
+            }
+            if queue.rests || queue.events.len() + queue.missed.len() >= CAPACITY {
+                self.miss_in(&mut queue, event);
+                return false;
+            }
             queue.tell_missed(epoch);
+            queue.events.push_back(event);
         }
-        queue.events.push_back(event);
         !std::mem::replace(&mut queue.attended, true)
     }
 
@@ -180,18 +192,27 @@ impl Mailbox {
     /// An event found nobody to take it. One of a node is counted, and later told as what it means for that
     /// node; until [`Mailbox::resume`] nothing more of nodes is kept.
     pub fn miss(&self, event: OwnedEvent) {
-        let mut queue = self.queue();
         if event.node.is_none() {
             return self.lose(&event);
         }
+        let mut queue = self.queue();
+        if event.epoch != self.epoch() {
+            return;
+        }
         queue.rests = true;
-        self.miss_in(&mut queue, event);
-        // What came after it, too: nothing of a node may be told before what is missing of it.
-        let (of_nodes, others) =
+        // What waits came before what was noted already, and after this one. Nothing of a node may be told before what
+        // is missing of it.
+        let noted = std::mem::take(&mut queue.missed);
+        let (of_nodes, others): (VecDeque<_>, _) =
             std::mem::take(&mut queue.events).into_iter().partition(|event| event.node.is_some());
         queue.events = others;
-        let of_nodes: VecDeque<OwnedEvent> = of_nodes;
+        self.miss_in(&mut queue, event);
         of_nodes.into_iter().for_each(|event| self.miss_in(&mut queue, event));
+        for (node, changes) in noted {
+            for change in changes {
+                queue.miss(node.clone(), change);
+            }
+        }
     }
 
     fn miss_in(&self, queue: &mut Queue, event: OwnedEvent) {
@@ -214,16 +235,23 @@ impl Mailbox {
         !std::mem::replace(&mut queue.attended, true)
     }
 
-    /// Throws away what only the instance that is gone could use: its timers, and what belongs to calls.
+    /// Throws away what only the instance that is gone could use: its timers, what belongs to calls, and what it
+    /// asked to hear of other nodes.
     pub fn forget_dealings(&self) {
         let mut queue = self.queue();
         self.epoch.fetch_add(1, Ordering::Relaxed);
-        queue.events.retain(OwnedEvent::is_news);
+        queue.missed.clear();
+        queue.events.retain(|event| {
+            if event.kind == EventKind::Said {
+                self.lose(event);
+            }
+            event.is_for_anybody()
+        });
     }
 
     /// False for what only an instance that is gone could use.
     pub fn is_wanted(&self, event: &OwnedEvent) -> bool {
-        event.is_news() || event.epoch == self.epoch()
+        event.is_for_anybody() || event.epoch == self.epoch()
     }
 
     /// Counts an event that nobody could take. That an instance serves is no news once it does not.
@@ -285,6 +313,49 @@ mod tests {
         );
         assert_eq!(mailbox.dropped(), 4, "what was said and not told");
         assert!(!mailbox.resume(), "nothing was missed since");
+    }
+
+    #[test]
+    fn what_waits_comes_before_what_found_no_room() {
+        use NodeChange::{Down, Up};
+        for (waits, late) in [(Down, Up), (Up, Down)] {
+            let mailbox = Mailbox::default();
+            mailbox.push(said("b"));
+            mailbox.push(change("a", waits));
+            for _ in 2..CAPACITY {
+                mailbox.push(said("b"));
+            }
+            mailbox.push(change("a", late));
+            let first = mailbox.pop().unwrap();
+            mailbox.miss(first);
+            assert_eq!(take(&mailbox), [""; 0]);
+            mailbox.resume();
+            let told = take(&mailbox);
+            let of_a: Vec<&str> = told.iter().filter_map(|told| told.strip_prefix("a ")).collect();
+            // A node that is down has no earlier life that matters.
+            let expected: &[&str] = if late == Up { &["\"down\"", "\"up\""] } else { &["\"down\""] };
+            assert_eq!(of_a, expected);
+        }
+    }
+
+    #[test]
+    fn who_begins_anew_hears_nothing_that_another_asked_for() {
+        let mailbox = Mailbox::default();
+        for event in [said("a"), change("a", NodeChange::Up), said("a")] {
+            mailbox.push(event);
+        }
+        mailbox.push(OwnedEvent::published("here".into(), Arc::default()));
+        let (first, second) = (mailbox.pop().unwrap(), mailbox.pop().unwrap());
+        mailbox.miss(first);
+        mailbox.forget_dealings();
+        // Somebody is still at it.
+        assert!(!mailbox.is_wanted(&second));
+        mailbox.miss(second);
+        mailbox.push(said("a"));
+        mailbox.resume();
+        mailbox.push(OwnedEvent { epoch: 1, ..said("b") });
+        assert_eq!(take(&mailbox), ["here ", "event "]);
+        assert_eq!(mailbox.dropped(), 2);
     }
 
     #[test]

@@ -59,6 +59,14 @@ impl Subscriptions {
         Ok(token)
     }
 
+    /// Tells a slot that watches nodes once more who is up.
+    pub fn greet(&self, slot: u32) {
+        let by_event = self.by_event();
+        let watching = by_event.get(&(Scope::Members as u32, String::new()));
+        let own = watching.into_iter().flatten().filter(|subscriber| subscriber.slot == slot);
+        own.filter_map(|subscriber| subscriber.brought.as_ref()).for_each(Brought::greet);
+    }
+
     /// Ends a subscription. False: there is no such one.
     pub fn cancel(&self, token: u64) -> bool {
         self.retain(|subscriber| subscriber.token != token)

@@ -136,6 +136,8 @@ fn a_swapped_service_misses_nothing() {
             assert!(reloaded.is_ok(), "{reloaded:?}");
         });
         b.wait("all was heard", |b| (ends(b) == round).then_some(()));
+        // The new one kept nothing of what the one before knew.
+        until_heard(&mut b, json!({"node": "a", "change": "up"}));
     }
     let mut counts = vec![0; NUMBERS];
     let log = b.log();

@@ -139,7 +139,7 @@ impl Bus {
         let (name, payload): (Arc<str>, Arc<[u8]>) = (event.into(), payload.into());
         for (slot, token) in &subscribers {
             if let Some(slot) = self.registry.slot(u64::from(*slot)) {
-                self.post(slot, OwnedEvent::published(name.clone(), payload.clone()).to(*token));
+                self.post(slot, OwnedEvent::published(name.clone(), payload.clone()).to(*token, 0));
             }
         }
         subscribers.len() as u64

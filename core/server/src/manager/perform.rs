@@ -99,6 +99,8 @@ impl Manager {
         let Some(place) = self.bus.registry.slot(u64::from(slot)) else { return };
         let seat = self.containers.get(&slot).and_then(|container| container.life.as_ref()?.seat);
         if let Some(seat) = seat {
+            // Should it close again, that is not the rest that is over now.
+            place.set_down(Down::Coming);
             place.gate.admit(seat);
             self.bus.tell_serving(slot);
         }

@@ -244,6 +244,10 @@ impl Manager {
         place.instance.store(id.serial(), Ordering::Relaxed);
         place.gate.admit(seat);
         self.bus.tell_serving(slot);
+        if !inherits {
+            // When it asked who is up, the one before was told.
+            self.bus.subscriptions.greet(slot);
+        }
         tracing::info!("{}: generation {} serves", place.name, loaded.generation);
         // Without state it begins from nothing, and others may have to tell it again what it knew.
         self.tell_change(slot, if inherits { Change::Reloaded } else { Change::Ready });
