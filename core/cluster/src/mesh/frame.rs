@@ -283,7 +283,7 @@ mod tests {
 
     fn all() -> Vec<u8> {
         let mut out = Vec::new();
-        let from = Identity { address: ([127, 0, 0, 1], 7).into(), node: "a".into(), boot: 5, bump: 1 };
+        let from = Identity::new(([127, 0, 0, 1], 7).into(), "a", 5);
         hello(&Hello { from, to_boot: 9, has: 3 }, &mut out);
         ack(1, &mut out);
         out.extend(event(2, "name", b"payload"));

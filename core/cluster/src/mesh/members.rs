@@ -6,12 +6,15 @@ use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use foca::{Foca, Member, NoCustomBroadcast, Notification, PostcardCodec, Runtime, Timer};
+use foca::{Codec, Foca, Member, NoCustomBroadcast, Notification, PostcardCodec, Runtime, Timer};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::identity::Identity;
 use super::waits::Waits;
+
+/// The log says the same at most so often.
+const SELDOM: Duration = Duration::from_secs(10);
 
 /// What membership has found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +27,27 @@ pub enum Seen {
 pub struct Members {
     foca: Foca<Identity, PostcardCodec, SmallRng, NoCustomBroadcast>,
     effects: Effects,
+    /// How often this node had to come after another one that others remember.
+    overtakes: Seldom,
+}
+
+/// Counts what may happen often, and is to be in the log every 10 s at most.
+#[derive(Default)]
+struct Seldom {
+    count: u64,
+    logged: Option<Instant>,
+}
+
+impl Seldom {
+    /// Counts one. How many there were, where that is to be logged.
+    fn count(&mut self, now: Instant) -> Option<u64> {
+        self.count += 1;
+        let is_due = self.logged.is_none_or(|logged| now >= logged + SELDOM);
+        is_due.then(|| {
+            self.logged = Some(now);
+            self.count
+        })
+    }
 }
 
 /// What foca wants, until somebody collects it.
@@ -33,8 +57,10 @@ struct Effects {
     seen: Vec<Seen>,
     /// Of those that took another's place, foca says later whether they live.
     renamed: Vec<(Identity, Identity)>,
-    /// This node was taken for dead, and has another identity now.
+    /// This node has another identity now.
     has_rejoined: bool,
+    /// How often others took it for dead.
+    returns: Seldom,
     timers: BinaryHeap<Reverse<Due>>,
     /// Orders timers of the same time.
     count: u64,
@@ -72,9 +98,11 @@ impl Runtime<Identity> for &mut Effects {
             Notification::MemberUp(member) => self.seen.push(Seen::Up(member.clone())),
             Notification::MemberDown(member) => self.seen.push(Seen::Down(member.clone())),
             Notification::Rename(before, member) => self.renamed.push((before.clone(), member.clone())),
-            Notification::Rejoin(own) => {
+            Notification::Rejoin(_) => {
                 self.has_rejoined = true;
-                tracing::info!("cluster: others took this node for dead; it is back (time {})", own.bump);
+                if let Some(times) = self.returns.count(self.now) {
+                    tracing::info!("cluster: others took this node for dead; it is back (time {times})");
+                }
             }
             Notification::Active | Notification::Idle | Notification::Defunct => {}
         }
@@ -100,10 +128,11 @@ impl Members {
             seen: Vec::new(),
             renamed: Vec::new(),
             has_rejoined: false,
+            returns: Seldom::default(),
             timers: BinaryHeap::new(),
             count: 0,
         };
-        Self { foca, effects }
+        Self { foca, effects, overtakes: Seldom::default() }
     }
 
     /// Who this node is now: it comes back under another number after it was taken for dead.
@@ -122,7 +151,7 @@ impl Members {
         self.effects.now = now;
         let done = what(&mut self.foca, &mut self.effects);
         if std::mem::take(&mut self.effects.has_rejoined) {
-            // Its timers have ended with the identity before. Where nobody sends anything any more it would ask
+            // Foca's timers have ended with the identity before. Where nobody sends anything any more it would ask
             // nobody, and hold the members for alive that it knew last.
             let _ = self.foca.apply_many(std::iter::empty(), false, &mut self.effects);
         }
@@ -147,13 +176,52 @@ impl Members {
         self.foca.iter_members().any(|member| member.id().address == address)
     }
 
+    /// True where a node is a member in this life.
+    pub fn is_there(&self, node: &Identity) -> bool {
+        self.foca.iter_members().map(Member::id).any(|id| id.boot == node.boot && id.node == node.node)
+    }
+
     /// A datagram came. An error: it makes no sense, and changed nothing.
     pub fn datagram(&mut self, bytes: &[u8], now: Instant) -> Result<(), foca::Error> {
+        let header: Result<foca::Header<Identity>, _> = PostcardCodec.decode_header(bytes);
+        if let Ok(foca::Header { src, dst, .. }) = header {
+            if dst.address == self.own().address && dst.is_after(self.own()) {
+                self.overtake(&dst, now)?;
+            }
+            if let Some(later) = self.later_at(&src) {
+                // Foca takes it for dead, and it cannot learn why. Asked for that later one, it comes after that.
+                return self.with(now, |foca, effects| foca.announce(later, effects));
+            }
+        }
         match self.with(now, |foca, effects| foca.handle_data(bytes, effects)) {
             // From the life before of this very node, most likely.
             Err(foca::Error::DataFromOurselves | foca::Error::IndirectForOurselves) => Ok(()),
             other => other,
         }
+    }
+
+    /// Who is remembered at the address of a node, in another life that counts as the later one.
+    fn later_at(&self, node: &Identity) -> Option<Identity> {
+        let mut known = self.foca.iter_membership_state().map(Member::id);
+        let there = known.find(|known| known.address == node.address)?;
+        (there.boot != node.boot && there.is_after(node)).then(|| there.clone())
+    }
+
+    /// Others remember somebody at this node's address, and take this one for earlier: comes after that one.
+    fn overtake(&mut self, other: &Identity, now: Instant) -> Result<(), foca::Error> {
+        let own = self.own().come_after(other).ok_or(foca::Error::MalformedPacket)?;
+        if let Some(times) = self.overtakes.count(now) {
+            tracing::warn!(
+                "cluster: others remember `{}` at {}, with a later start than that of this node: the clock went back \
+                 since, or two servers share this address. Now this one counts as the later (time {times})",
+                other.node,
+                other.address
+            );
+        }
+        self.with(now, |foca, effects| {
+            effects.has_rejoined = true;
+            foca.change_identity(own, effects)
+        })
     }
 
     /// Asks whoever is at an address to take this node in.
@@ -210,5 +278,92 @@ impl Members {
     /// What was found out.
     pub fn seen(&mut self) -> Vec<Seen> {
         std::mem::take(&mut self.effects.seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 1], port))
+    }
+
+    fn members(name: &str, port: u16, boot: u64, now: Instant) -> Members {
+        Members::new(Identity::new(address(port), name, boot), &Waits::LAN, boot, now)
+    }
+
+    /// Brings datagrams at once until there are none. How many there were.
+    fn exchange(all: &mut [&mut Members], now: Instant) -> usize {
+        let mut count = 0;
+        let mut under_way = VecDeque::new();
+        loop {
+            all.iter_mut().for_each(|members| under_way.extend(members.datagrams()));
+            let Some((to, bytes)) = under_way.pop_front() else { return count };
+            count += 1;
+            assert!(count < 1000, "they answer one another for ever");
+            for members in all.iter_mut().filter(|members| members.own().address == to) {
+                members.datagram(&bytes, now).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_whose_clock_went_back_is_heard_at_once() {
+        let start = Instant::now();
+        for is_down_before in [false, true] {
+            let mut now = start;
+            let mut a = members("a", 1, 7, now);
+            let mut before = members("b", 2, 1000, now);
+            before.announce(address(1), now);
+            exchange(&mut [&mut a, &mut before], now);
+            assert_eq!(a.seen(), [Seen::Up(before.own().clone())]);
+            assert_eq!(before.seen(), [Seen::Up(a.own().clone())]);
+            if is_down_before {
+                for _ in 0..20 {
+                    now += Duration::from_secs(1);
+                    a.tick(now);
+                    a.datagrams();
+                }
+                assert_eq!(a.seen(), [Seen::Down(before.own().clone())]);
+            }
+            let mut b = members("b", 2, 500, now);
+            b.announce(address(1), now);
+            let count = exchange(&mut [&mut a, &mut b], now);
+            assert!(count < 20, "{count} datagrams");
+            assert!(b.own().is_after(before.own()) && b.own().boot == 500);
+            let seen = a.seen();
+            assert_eq!(seen.last(), Some(&Seen::Up(b.own().clone())), "{is_down_before}");
+            assert!(seen.contains(&Seen::Down(before.own().clone())));
+            assert!(b.seen().contains(&Seen::Up(a.own().clone())));
+        }
+    }
+
+    #[test]
+    fn somebody_with_the_last_number_there_is_does_no_harm() {
+        let now = Instant::now();
+        let mut a = members("a", 1, 7, now);
+        let mut b = members("b", 2, u64::MAX, now);
+        b.announce(address(1), now);
+        exchange(&mut [&mut a, &mut b], now);
+        let mut datagrams = Vec::new();
+        let mut again = members("b", 2, 8, now);
+        again.announce(address(1), now);
+        datagrams.extend(again.datagrams());
+        a.datagram(&datagrams[0].1, now).unwrap();
+        let [(_, answer)] = &a.datagrams()[..] else { panic!() };
+        assert!(again.datagram(answer, now).is_err(), "nobody comes after that");
+        assert!(again.datagrams().is_empty(), "and nobody goes on about it");
+    }
+
+    #[test]
+    fn what_happens_often_is_counted_and_logged_seldom() {
+        let start = Instant::now();
+        let mut seldom = Seldom::default();
+        let logged: Vec<u64> =
+            (0..25_000).filter_map(|ms| seldom.count(start + Duration::from_millis(ms))).collect();
+        assert_eq!(logged, [1, 10_001, 20_001]);
     }
 }

@@ -126,7 +126,7 @@ impl Mesh {
         let mut dice = [0; 16];
         getrandom::fill(&mut dice).map_err(random)?;
         let boot = new_boot().map_err(random)?;
-        let identity = Identity { address, node: node.as_str().into(), boot, bump: 0 };
+        let identity = Identity::new(address, &node, boot);
         let config = Config {
             identity,
             waits: Waits::of(profile),

@@ -22,6 +22,8 @@ pub struct Peer {
     pub inlet: Option<Inlet>,
     /// When anything was heard of it over a connection.
     pub heard: Option<Instant>,
+    /// The life before, until this one has greeted: that it began may be old news.
+    pub before: Option<Box<Peer>>,
 }
 
 impl Peer {
@@ -29,16 +31,26 @@ impl Peer {
     pub fn new(identity: Identity, head: u64, now: Instant) -> Self {
         let name = identity.node.as_ref().into();
         let outlet = Outlet::new(head, now);
-        Self { name, identity, down_since: None, is_given_up: false, outlet, inlet: None, heard: None }
+        Self {
+            name,
+            identity,
+            down_since: None,
+            is_given_up: false,
+            outlet,
+            inlet: None,
+            heard: None,
+            before: None,
+        }
     }
 
     pub fn is_up(&self) -> bool {
         self.down_since.is_none()
     }
 
-    /// True where the events that it lacks are kept for it, while there is room.
-    pub fn holds_log(&self) -> bool {
-        !self.is_given_up
+    /// Up to where it has everything; what it lacks is kept for it, while there is room. None: nothing is.
+    pub fn holds_log(&self) -> Option<u64> {
+        let before = self.before.as_ref().map(|before| before.outlet.acked());
+        before.into_iter().chain((!self.is_given_up).then(|| self.outlet.acked())).min()
     }
 
     /// True where `say` waits for room until it has taken what it lacks.

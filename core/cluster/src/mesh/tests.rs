@@ -193,7 +193,7 @@ fn one_with_the_key_who_speaks_nonsense_is_refused() {
     let a = node("a", &[], None);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let hello = |boot: u64| {
-        let from = Identity { address: here(), node: "x".into(), boot: 1, bump: 0 };
+        let from = Identity::new(here(), "x", 1);
         let mut bytes = Vec::new();
         frame::hello(&frame::Hello { from, to_boot: boot, has: 0 }, &mut bytes);
         bytes

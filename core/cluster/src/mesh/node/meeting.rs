@@ -27,10 +27,33 @@ impl Node {
             line.end = End::Door(Some(hello));
         }
         // Whoever greets, lives; membership may not have heard of it yet.
-        self.members.vouch(from, now);
+        self.members.vouch(from.clone(), now);
         self.settle(now);
+        self.replace(from, now);
         self.let_in(now);
         Ok(())
+    }
+
+    /// One has greeted from another address than the node of its name that is known. It is heard in its place where
+    /// that one is down or started earlier: a clock that went back keeps nobody out.
+    fn replace(&mut self, from: Identity, now: Instant) {
+        let Some(peer) = self.peers.get(&*from.node) else { return };
+        let (before, is_later) = (peer.identity.clone(), from.is_after(&peer.identity));
+        if before.boot == from.boot || peer.is_up() && !is_later || !self.members.is_there(&from) {
+            return;
+        }
+        if !is_later {
+            tracing::info!(
+                "cluster: `{}` at {} is heard now, though it started before the one at {}, which is down: the clock \
+                 went back since, or two servers have this name",
+                from.node,
+                from.address,
+                before.address
+            );
+        }
+        self.went_down(&before, now);
+        self.begin(from, now);
+        self.dial(now);
     }
 
     /// Lets those in who have greeted and are up.
@@ -47,6 +70,7 @@ impl Node {
                 continue;
             }
             peer.heard = Some(now);
+            peer.before = None;
             let inlet = peer.inlet.get_or_insert_with(|| Inlet::new(hello.has));
             inlet.came(0);
             let before = inlet.conn.replace(conn);
@@ -82,8 +106,8 @@ impl Node {
             );
             return;
         }
+        self.bring_back(&identity, now);
         match self.peers.get_mut(&*identity.node) {
-            Some(peer) if identity.boot < peer.identity.boot => return,
             Some(peer) if identity.boot == peer.identity.boot => {
                 let was_down = peer.down_since.take().is_some();
                 peer.is_given_up = false;
@@ -93,26 +117,60 @@ impl Node {
                     self.news.push(News::Change(Change::Up(peer.name.clone())));
                 }
             }
+            // At one address membership knows who came last. Of another address this may be old news: whoever
+            // lives there greets.
+            Some(peer) if peer.identity.address != identity.address => {
+                if peer.is_up() && peer.identity.is_after(&identity) {
+                    tracing::warn!(
+                        "cluster: the server at {} calls itself `{}`, as the one at {} does, which started later: it \
+                         is heard when that one is down. If both are to run give one another name, [cluster] node",
+                        identity.address,
+                        identity.node,
+                        peer.identity.address
+                    );
+                }
+                return;
+            }
             known => {
                 if let Some(before) = known {
-                    let identity = before.identity.clone();
-                    self.went_down(&identity, now);
+                    let before = before.identity.clone();
+                    self.went_down(&before, now);
                 }
-                self.forget_one();
-                let peer = Peer::new(identity, self.log.last(), now);
-                self.news.push(News::Change(Change::Up(peer.name.clone())));
-                self.peers.insert(peer.name.clone(), peer);
+                self.begin(identity, now);
             }
         }
         self.dial(now);
         self.let_in(now);
     }
 
+    /// Another life begins, or a node that was not known.
+    fn begin(&mut self, identity: Identity, now: Instant) {
+        self.forget_one();
+        let mut peer = Peer::new(identity, self.log.last(), now);
+        self.news.push(News::Change(Change::Up(peer.name.clone())));
+        peer.before = self.peers.remove(&peer.name).filter(|before| !before.is_given_up).map(Box::new);
+        if let Some(before) = &mut peer.before {
+            before.before = None;
+        }
+        self.peers.insert(peer.name.clone(), peer);
+    }
+
+    /// Where a life is up again after which another one had begun: that was old news, and this one goes on.
+    fn bring_back(&mut self, identity: &Identity, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&*identity.node) else { return };
+        let Some(before) = peer.before.take_if(|before| before.identity.boot == identity.boot) else {
+            return;
+        };
+        let other = peer.identity.clone();
+        self.went_down(&other, now);
+        self.peers.insert(before.name.clone(), *before);
+    }
+
     fn went_down(&mut self, identity: &Identity, now: Instant) {
         let Some(peer) = self.peers.get_mut(&*identity.node) else { return };
-        let (known, gone) = (&peer.identity, identity);
-        // News of a life, or of a return, that is over already.
-        if !peer.is_up() || (known.boot, known.bump) > (gone.boot, gone.bump) {
+        // News of another life, or of a time before a return.
+        let is_of_now = peer.identity.boot == identity.boot && !peer.identity.is_after(identity);
+        if !peer.is_up() || !is_of_now {
             return;
         }
         peer.down_since = Some(now);

@@ -156,7 +156,7 @@ impl Node {
                 wake(&mut self.lines, &mut self.actions, conn);
             }
         }
-        if self.peers.values().all(|peer| !peer.holds_log()) {
+        if self.peers.values().all(|peer| peer.holds_log().is_none()) {
             self.log.forget(self.log.last());
         }
         Ok(up)
@@ -266,6 +266,9 @@ impl Node {
                 wake(&mut self.lines, &mut self.actions, conn);
             }
             peer.is_given_up = peer.down_since.is_some_and(|since| now >= since + REMEMBERED);
+            if peer.is_given_up {
+                peer.before = None;
+            }
         }
         self.trim();
         self.dial(now);
@@ -273,7 +276,7 @@ impl Node {
 
     /// Forgets events that nobody waits for.
     fn trim(&mut self) {
-        let acked = self.peers.values().filter(|peer| peer.holds_log()).map(|peer| peer.outlet.acked()).min();
+        let acked = self.peers.values().filter_map(Peer::holds_log).min();
         self.log.forget(acked.unwrap_or(self.log.last()));
     }
 

@@ -21,6 +21,9 @@ use crate::SAY_TIMEOUT;
 /// Datagrams that wait for a machine that is paused.
 const DATAGRAMS: usize = 64;
 
+/// Where nodes listen at first.
+const PORT: u16 = 1000;
+
 /// When the history begins.
 pub fn epoch() -> Instant {
     static EPOCH: OnceLock<Instant> = OnceLock::new();
@@ -38,12 +41,14 @@ pub enum Event {
     Datagram {
         from: usize,
         to: usize,
+        port: u16,
         bytes: Vec<u8>,
     },
     /// A connection arrives at whoever listens.
     Connect {
         pipe: PipeId,
         to: usize,
+        port: u16,
     },
     /// The maker learns that it stands.
     Connected {
@@ -84,6 +89,8 @@ pub enum Event {
 pub struct Machine {
     pub(super) node: Option<Node>,
     pub(super) boot: u64,
+    /// Where its node listens.
+    pub(super) port: u16,
     /// It is stopped: nothing of it runs, its kernel keeps what comes.
     pub(super) is_paused: bool,
     /// Its handlers are slow: it reads no connection.
@@ -114,8 +121,8 @@ pub struct World {
     pub(super) checker: Checker,
 }
 
-fn address(machine: usize) -> SocketAddr {
-    SocketAddr::from(([10, 0, 0, machine as u8], 1000))
+fn address(machine: usize, port: u16) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, machine as u8], port))
 }
 
 fn machine_of(address: SocketAddr) -> usize {
@@ -133,6 +140,7 @@ impl World {
         let machine = || Machine {
             node: None,
             boot: 0,
+            port: PORT,
             is_paused: false,
             is_slow: false,
             held: VecDeque::new(),
@@ -253,15 +261,16 @@ impl World {
                 }
             }
             Event::Tick { machine, boot } => self.tick(machine, boot),
-            Event::Datagram { from, to, bytes } => {
+            Event::Datagram { from, to, port, bytes } => {
                 if self.reaches(from, to)
+                    && self.machines[to].port == port
                     && let Some(node) = &mut self.machines[to].node
                 {
                     node.datagram(&bytes, self.now).expect("nobody sends nonsense here");
                     self.settle(to);
                 }
             }
-            Event::Connect { pipe, to } => self.connect(pipe, to),
+            Event::Connect { pipe, to, port } => self.connect(pipe, to, port),
             Event::Connected { pipe, machine, boot, conn } => self.connected(pipe, machine, boot, conn),
             Event::Refused { machine, boot, conn } => {
                 if self.machines[machine].boot == boot
@@ -294,10 +303,16 @@ impl World {
         }
         self.machines[machine].boot += 1;
         let boot = self.machines[machine].boot;
-        let identity = Identity { address: address(machine), node: name(machine).into(), boot, bump: 0 };
+        // The first two are seeds: none of them has to be there, but where they are does not change.
+        let seeds = vec![address(0, PORT), address(1, PORT)];
+        if machine >= seeds.len() && self.dice.random_range(0..4) == 0 {
+            self.machines[machine].port += 1;
+        }
+        let address = address(machine, self.machines[machine].port);
+        // Clocks are wrong: a later life may count as the earlier one.
+        let turn = self.dice.random_range(1..u64::MAX / 2);
+        let identity = Identity { turn, ..Identity::new(address, &name(machine), boot) };
         let waits = if self.count.is_multiple_of(2) { Waits::LAN } else { Waits::FAST };
-        // The first two are seeds: none of them has to be there.
-        let seeds = vec![address(0), address(1)];
         let dice = self.dice.random_range(0..u64::MAX);
         let config = Config { identity, waits, capacity: self.capacity, seeds, dice };
         self.machines[machine].node = Some(Node::new(config, self.now));
@@ -378,24 +393,25 @@ impl World {
         match action {
             Action::Datagram { to, bytes } => {
                 if self.dice.random_range(0..100) >= self.loss {
-                    self.after(latency, Event::Datagram { from: machine, to: machine_of(to), bytes });
+                    let (to, port) = (machine_of(to), to.port());
+                    self.after(latency, Event::Datagram { from: machine, to, port, bytes });
                 }
             }
             Action::Dial { conn, to } => {
                 let boot = self.machines[machine].boot;
                 self.count += 1;
                 let pipe = self.count;
-                let to = machine_of(to);
+                let (to, port) = (machine_of(to), to.port());
                 let ends = [End::new(machine, boot, conn), End::new(to, 0, 0)];
                 self.pipes.insert(pipe, Pipe { ends });
-                self.after(latency, Event::Connect { pipe, to });
+                self.after(latency, Event::Connect { pipe, to, port });
             }
             Action::Close(conn) => self.close(machine, conn),
             Action::Wake(conn) => self.pull(machine, conn),
         }
     }
 
-    fn connect(&mut self, pipe: PipeId, to: usize) {
+    fn connect(&mut self, pipe: PipeId, to: usize, port: u16) {
         let Some(End { machine, boot, conn, .. }) = self.pipes.get(&pipe).map(|pipe| &pipe.ends[0]) else {
             return;
         };
@@ -404,7 +420,9 @@ impl World {
             self.pipes.remove(&pipe);
             return self.after(3000, Event::Refused { machine, boot, conn });
         }
-        let Some(node) = &mut self.machines[to].node else {
+        let is_there = self.machines[to].port == port;
+        let listening = self.machines[to].node.as_mut().filter(|_| is_there);
+        let Some(node) = listening else {
             self.pipes.remove(&pipe);
             return self.after(1, Event::Refused { machine, boot, conn });
         };
