@@ -123,16 +123,30 @@ impl Rooms {
 
     /// A peer comes into a room; out of the one it is in, if it is in another.
     pub fn join(&mut self, join: Join, now: Instant) -> Vec<Notice> {
-        let Join { cid, edge, instance, room, user, again, since } = join;
+        let again = join.again;
         if again {
             self.settle_on(now);
         }
+        let Some((mut notices, room, user)) = self.seat(join, now) else { return Vec::new() };
+        // Nobody sees one come that is told of again. Once this has settled, that is one whom the lists lack.
+        if !again && let Some(user) = user {
+            notices.push(self.notice(&room, "join", Some(&user.username), " joined the chat room."));
+        }
+        if !again || self.cluster.settling.is_none() {
+            notices.extend(self.list(&room, now));
+        }
+        notices
+    }
+
+    /// Gives a peer its place: what those are told whom it leaves, its room, and who it is. None: it has it already.
+    fn seat(&mut self, join: Join, now: Instant) -> Option<(Vec<Notice>, Arc<str>, Option<Arc<User>>)> {
+        let Join { cid, edge, instance, room, user, again, since } = join;
         let stays = |member: &&mut Member| *member.room == *room && member.user.as_deref() == user.as_ref();
         if let Some(member) = self.members.get_mut(&cid).filter(stays) {
             member.is_inherited = false;
-            return Vec::new();
+            return None;
         }
-        let mut notices = self.leave(cid, now);
+        let notices = self.leave(cid, now);
         let edge = self.edge(edge);
         let room: Arc<str> = match self.rooms.get_key_value(room.as_str()) {
             Some((known, _)) => known.clone(),
@@ -147,14 +161,7 @@ impl Rooms {
         self.note_collision(cid, None);
         let present = || Present { cid, since, room: room.to_string(), user: user.as_deref().cloned() };
         self.changed(|| Change::Join(present()), now);
-        if again {
-            return notices;
-        }
-        if let Some(user) = user {
-            notices.push(self.notice(&room, "join", Some(&user.username), " joined the chat room."));
-        }
-        notices.extend(self.list(&room, now));
-        notices
+        Some((notices, room, user))
     }
 
     /// When a member came: each later than those before, whatever the clock does; who is told of again, when it
@@ -187,35 +194,39 @@ impl Rooms {
     pub fn lose_edge(&mut self, edge: &str, instance: u32, now: Instant) -> Vec<Notice> {
         let Some(place) = self.edges.iter().position(|known| known == edge) else { return Vec::new() };
         let place = place as u32;
-        self.lose(|member| member.edge == place && member.instance <= instance, now)
+        // First all are gone, then those who stay are told: nobody tells the lost of the lost.
+        let left = self.take_out(|member| member.edge == place && member.instance <= instance, now);
+        left.into_iter().flat_map(|(name, moves)| self.tell_room(&name, moves, now)).collect()
     }
 
-    /// These peers are gone, all at once.
-    fn lose(&mut self, is_lost: impl Fn(&Member) -> bool, now: Instant) -> Vec<Notice> {
-        // First all are gone, then those who stay are told: nobody tells the lost of the lost.
+    /// These peers are gone, all at once: who left each room in which somebody stays.
+    fn take_out(
+        &mut self,
+        is_gone: impl Fn(&Member) -> bool,
+        now: Instant,
+    ) -> BTreeMap<Arc<str>, Vec<(Way, Arc<User>)>> {
         let mut left: BTreeMap<Arc<str>, Vec<(Way, Arc<User>)>> = BTreeMap::new();
         let mut cids = Vec::new();
         self.members.retain(|cid, member| {
-            let is_lost = is_lost(member);
-            if is_lost {
+            let is_gone = is_gone(member);
+            if is_gone {
                 let user = member.user.take().map(|user| (Way::Left, user));
                 left.entry(member.room.clone()).or_default().extend(user);
                 cids.push(*cid);
             }
-            !is_lost
+            !is_gone
         });
         cids.into_iter().for_each(|cid| self.changed(|| Change::Leave(cid), now));
-        let mut notices = Vec::new();
-        for (name, users) in left {
-            let Some(room) = self.rooms.get_mut(&name) else { continue };
+        left.retain(|name, _| {
+            let Some(room) = self.rooms.get_mut(name) else { return false };
             room.members.retain(|seat| self.members.contains_key(&seat.cid));
             if room.members.is_empty() {
-                self.rooms.remove(&name);
-                continue;
+                self.rooms.remove(name);
+                return false;
             }
-            notices.extend(self.tell_room(&name, users, now));
-        }
-        notices
+            true
+        });
+        left
     }
 
     /// Tells the members of a room who came and went.
@@ -243,6 +254,9 @@ impl Rooms {
     /// Lists whose time has come.
     pub fn lists_due(&mut self, now: Instant) -> Vec<Notice> {
         let mut notices = Vec::new();
+        if self.is_doubting {
+            return notices;
+        }
         while self.late.first().is_some_and(|(at, _)| *at <= now)
             && let Some((_, name)) = self.late.pop_first()
         {
@@ -257,7 +271,7 @@ impl Rooms {
 
     /// When a list is to be sent next.
     pub fn next_list(&self) -> Option<Instant> {
-        self.late.first().map(|(at, _)| *at)
+        self.late.first().map(|(at, _)| *at).filter(|_| !self.is_doubting)
     }
 
     /// What operators should know and were not told yet.
@@ -327,7 +341,8 @@ impl Rooms {
     /// The list of users now, or later where one was sent just before.
     fn list(&mut self, name: &Arc<str>, now: Instant) -> Option<Notice> {
         let room = self.rooms.get_mut(name)?;
-        if room.is_late {
+        // Who is in doubt is in no list: each room gets one when this has settled.
+        if room.is_late || self.is_doubting {
             return None;
         }
         // A list costs what it has names, for each member here.

@@ -65,7 +65,7 @@ impl Rooms {
         for cids in names.into_values() {
             for cid in cids {
                 if let Some(Known { room, edge, instance, user, since }) = members.remove(&cid) {
-                    self.join(Join { cid, edge, instance, room, user, again: true, since }, now);
+                    self.seat(Join { cid, edge, instance, room, user, again: true, since }, now);
                 }
             }
         }

@@ -43,14 +43,16 @@ impl Rooms {
             return Vec::new();
         }
         let is_doubting = std::mem::take(&mut self.is_doubting);
-        // Before it tells other nodes again: they are told the whole, not this.
-        let mut notices = self.lose(|member| is_doubting && member.is_inherited, now);
+        if is_doubting {
+            // Nobody sees them leave: that may be long ago, and was seen then. Before it tells other nodes again: they are
+            // told the whole, not this.
+            self.take_out(|member| member.is_inherited, now);
+        }
         self.cluster.settling = None;
         self.cluster.beat = Some(now);
         let is_due = |room: &super::Room| room.listed != Some(now);
         let rooms = self.rooms.iter().filter(|(_, room)| is_due(room));
         let names: Vec<Arc<str>> = rooms.map(|(name, _)| name.clone()).collect();
-        notices.extend(names.iter().filter_map(|name| self.list(name, now)));
-        notices
+        names.iter().filter_map(|name| self.list(name, now)).collect()
     }
 }

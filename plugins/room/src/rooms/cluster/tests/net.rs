@@ -18,7 +18,7 @@ pub struct Node {
     name: String,
     is_up: bool,
     /// What its edges know.
-    edge: BTreeMap<Cid, Join>,
+    pub edge: BTreeMap<Cid, Join>,
     lives: u64,
 }
 
