@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use rand::RngExt;
 
 use super::super::link::Conn;
-use super::network::Pipe;
-use super::world::{Event, PipeId, World};
+use super::connections::{Pipe, PipeId};
+use super::world::{Event, World};
 
 impl World {
     pub(super) fn fault(&mut self) {

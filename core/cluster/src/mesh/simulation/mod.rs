@@ -1,14 +1,14 @@
 //! Nodes of the mesh on a network that is made up: it delays, reorders and loses datagrams, cuts connections, leaves
-//! them half open, parts the nodes and brings them together again; nodes pause, are killed, start anew and have slow
-//! handlers. What happens when is decided by one seed, so that whatever fails can be seen again. [`world`] drives the
-//! very [`Node`](super::node::Node) that the driver runs on sockets; [`checker`] knows what was said and looks at
-//! what is handed on.
+//! them half open, parts the nodes and brings them together again; nodes pause, are killed, start anew, with a wrong
+//! clock and at other ports, and have slow handlers. What happens when is decided by one seed, so that whatever fails
+//! can be seen again. [`world`] drives the very [`Node`](super::node::Node) that the driver runs on sockets, with
+//! [`connections`] between them; [`faults`] go wrong; [`checker`] knows what was said and looks at what is handed on.
 //!
 //! `scripts/simulate` tries a thousand seeds; ZEPHSERVER_SEEDS and ZEPHSERVER_FIRST_SEED say how many, and which.
 
 mod checker;
+mod connections;
 mod faults;
-mod network;
 mod world;
 
 use std::time::Duration;
