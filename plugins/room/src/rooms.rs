@@ -90,6 +90,9 @@ struct Seat {
     edge: u32,
 }
 
+/// Who came to a room, and who left.
+type Moves = Vec<(Way, Arc<User>)>;
+
 /// Cids by the edge that has them.
 pub type ByEdge = BTreeMap<String, Vec<Cid>>;
 
@@ -200,12 +203,8 @@ impl Rooms {
     }
 
     /// These peers are gone, all at once: who left each room in which somebody stays.
-    fn take_out(
-        &mut self,
-        is_gone: impl Fn(&Member) -> bool,
-        now: Instant,
-    ) -> BTreeMap<Arc<str>, Vec<(Way, Arc<User>)>> {
-        let mut left: BTreeMap<Arc<str>, Vec<(Way, Arc<User>)>> = BTreeMap::new();
+    fn take_out(&mut self, is_gone: impl Fn(&Member) -> bool, now: Instant) -> BTreeMap<Arc<str>, Moves> {
+        let mut left: BTreeMap<Arc<str>, Moves> = BTreeMap::new();
         let mut cids = Vec::new();
         self.members.retain(|cid, member| {
             let is_gone = is_gone(member);
@@ -230,7 +229,7 @@ impl Rooms {
     }
 
     /// Tells the members of a room who came and went.
-    fn tell_room(&mut self, name: &Arc<str>, moves: Vec<(Way, Arc<User>)>, now: Instant) -> Vec<Notice> {
+    fn tell_room(&mut self, name: &Arc<str>, moves: Moves, now: Instant) -> Vec<Notice> {
         if !self.rooms.contains_key(name) {
             return Vec::new();
         }
