@@ -126,11 +126,13 @@ impl Rooms {
 
     /// A peer comes into a room; out of the one it is in, if it is in another.
     pub fn join(&mut self, join: Join, now: Instant) -> Vec<Notice> {
-        let again = join.again;
+        let (cid, again) = (join.cid, join.again);
         if again {
             self.settle_on(now);
         }
-        let Some((mut notices, room, user)) = self.seat(join, now) else { return Vec::new() };
+        let Some(mut notices) = self.seat(join, now) else { return Vec::new() };
+        let Some(Member { room, user, .. }) = self.members.get(&cid) else { return notices };
+        let (room, user) = (room.clone(), user.clone());
         // Nobody sees one come that is told of again. Once this has settled, that is one whom the lists lack.
         if !again && let Some(user) = user {
             notices.push(self.notice(&room, "join", Some(&user.username), " joined the chat room."));
@@ -141,8 +143,8 @@ impl Rooms {
         notices
     }
 
-    /// Gives a peer its place: what those are told whom it leaves, its room, and who it is. None: it has it already.
-    fn seat(&mut self, join: Join, now: Instant) -> Option<(Vec<Notice>, Arc<str>, Option<Arc<User>>)> {
+    /// Gives a peer its place; what those are told whom it leaves. None: it has its place already.
+    fn seat(&mut self, join: Join, now: Instant) -> Option<Vec<Notice>> {
         let Join { cid, edge, instance, room, user, again, since } = join;
         let stays = |member: &&mut Member| *member.room == *room && member.user.as_deref() == user.as_ref();
         if let Some(member) = self.members.get_mut(&cid).filter(stays) {
@@ -164,7 +166,7 @@ impl Rooms {
         self.note_collision(cid, None);
         let present = || Present { cid, since, room: room.to_string(), user: user.as_deref().cloned() };
         self.changed(|| Change::Join(present()), now);
-        Some((notices, room, user))
+        Some(notices)
     }
 
     /// When a member came: each later than those before, whatever the clock does; who is told of again, when it
