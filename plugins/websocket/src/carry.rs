@@ -12,8 +12,8 @@ use zeph_edge::{Carried, CarriedPeers, Cid, Loop, Peers};
 use zephserver_plugin::contract::peer::Kick;
 use zephserver_plugin::{Error, Imported, Result, State};
 
+use crate::asked::{Asked, Questions};
 use crate::crew::Part;
-use crate::dispatch::{Asked, Questions};
 use crate::inbox::{Inbox, Letters, asker};
 use crate::peer::{Peer, Tokens};
 use crate::sockets::Sockets;
@@ -85,9 +85,11 @@ pub fn part(one: &mut Loop<Sockets>, inbox: &Inbox, loops: usize) -> Result<Part
             CARRIED / MIB
         )));
     }
-    let letters = inbox.letters();
+    let mut letters = inbox.letters();
     let (bytes, sockets) = one.carried(|connections, protocol| {
         let (asked, next_cookie) = protocol.dispatch.questions();
+        // What open questions are to hear of is carried once for all of them.
+        letters.revoked.extend(protocol.dispatch.revoked_lately());
         let questions = Under { asked, next_cookie: Some(next_cookie) };
         encode(&Leaving { connections, questions, letters })
     });

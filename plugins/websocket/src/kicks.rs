@@ -3,14 +3,14 @@
 //! A kick is said to all nodes, and kept for a while: a node that was away asks for those of the meantime. Each is
 //! done once on every node, since whoever was closed may be back.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use zephserver_plugin::cluster::{Inquiry, answer, parts};
 use zephserver_plugin::contract::event::{Ask, CLOCKS_DIFFER, NodeChange};
-use zephserver_plugin::contract::peer::{ASK_KICKS, KICKS, Kick, Kicked, Kicks};
+use zephserver_plugin::contract::peer::{ASK_KICKS, Cid, KICKS, Kick, Kicked, Kicks};
 use zephserver_plugin::{Host, Result, tracing};
 
 use crate::peer::since_1970;
@@ -28,6 +28,35 @@ pub struct Closing {
     pub who: Kicked,
     /// Seconds since 1970: who came later stays.
     pub before: u64,
+}
+
+/// Of each of them the latest, so that one look at each peer is enough for however many.
+#[derive(Debug, Default)]
+pub struct Closings {
+    cids: HashMap<Cid, u64>,
+    users: HashMap<String, u64>,
+}
+
+impl FromIterator<Closing> for Closings {
+    fn from_iter<I: IntoIterator<Item = Closing>>(all: I) -> Self {
+        let mut closings = Self::default();
+        for Closing { who, before } in all {
+            let known = match who {
+                Kicked::Cid(cid) => closings.cids.entry(cid).or_default(),
+                Kicked::User(id) => closings.users.entry(id).or_default(),
+            };
+            *known = before.max(*known);
+        }
+        closings
+    }
+}
+
+impl Closings {
+    /// True for a peer that is among them, and was here then.
+    pub fn mean(&self, cid: Cid, user: Option<&str>, since: u64) -> bool {
+        let user = user.and_then(|user| self.users.get(user));
+        self.cids.get(&cid).into_iter().chain(user).any(|before| since <= *before)
+    }
 }
 
 /// How long ago a kick was, at least: its word may have been on its way for long.
@@ -284,6 +313,16 @@ mod tests {
         let late = Kick { said_at: Some(NOW - 100), ..kick(6, 0) };
         assert!(add(&mut recent, &late, now + KEPT));
         assert_eq!(recent.list(now + KEPT), [Kick { age_ms: 70_000, ..late }]);
+    }
+
+    #[test]
+    fn of_many_at_once_the_latest_counts() {
+        let user = |before| Closing { who: Kicked::User("7".into()), before };
+        let all = [user(5), user(9), user(2), Closing { who: Kicked::Cid(1), before: 3 }];
+        let closings: Closings = all.into_iter().collect();
+        assert!(closings.mean(5, Some("7"), 9) && !closings.mean(5, Some("7"), 10));
+        assert!(closings.mean(1, Some("8"), 3) && !closings.mean(1, None, 4));
+        assert!(!closings.mean(5, None, 0), "somebody else");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! WebSocket clients: bytes to frames and back. Each file answers one question: [`handshake`] who may
 //! come in, [`codec`] what is a frame, [`message`] what is in it ([`scan`] reads its JSON), [`peer`] what is kept of a connection,
-//! [`sockets`] what its bytes mean, [`dispatch`] what a message means, [`http`] what else is served here,
+//! [`sockets`] what its bytes mean, [`dispatch`] what a message means, [`asked`] who waits for an answer, [`http`] what else is served here,
 //! [`crew`] how the loops keep together, [`carry`] what passes to the next generation, [`verbs`] what
 //! operators can do, [`kicks`] what those of other nodes did, [`post`] who tells those nodes, and [`revoked`] whose
 //! sessions ended.
@@ -12,6 +12,7 @@ mod handshake;
 mod message;
 mod scan;
 
+mod asked;
 mod carry;
 mod crew;
 mod dispatch;
