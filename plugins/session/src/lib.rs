@@ -146,7 +146,7 @@ impl Service for Session {
     fn event(&self, event: Event<'_>) -> Result<()> {
         match event {
             Event::Timer { token } if self.inquiry.is_timer(token) => {
-                self.inquiry.ask(&self.host, ASK_REVOCATIONS)
+                self.inquiry.ask(&self.host, ASK_REVOCATIONS, || true)
             }
             Event::Timer { .. } => {
                 // In the file as well: it may be named since the instance before.
@@ -154,7 +154,7 @@ impl Service for Session {
             }
             Event::Node { name, change } => {
                 self.inquiry.node(name, change);
-                self.inquiry.ask(&self.host, ASK_REVOCATIONS)
+                self.inquiry.ask(&self.host, ASK_REVOCATIONS, || true)
             }
             Event::Said { name: REVOCATIONS, payload } => self.heard(payload),
             Event::Said { name: ASK_REVOCATIONS, payload } => self.asked(payload),

@@ -130,13 +130,15 @@ impl Desk {
         Ok(())
     }
 
-    /// Kicks that are to be known to the next generation: it would do them again, and others could not ask for them.
-    pub fn carried(&self) -> Vec<Kick> {
-        lock(&self.recent).list(Instant::now())
+    /// What is to be known to the next generation: kicks, since it would do them again, and others could not ask for
+    /// them; and who is up, since it may be asked to kick before it is told that.
+    pub fn carried(&self) -> (Vec<Kick>, BTreeSet<String>) {
+        (lock(&self.recent).list(Instant::now()), lock(&self.up).clone())
     }
 
-    /// Those that the generation before knew.
-    pub fn inherit(&self, kicks: &[Kick]) {
+    /// What the generation before knew. Who goes meanwhile is told to this one.
+    pub fn inherit(&self, kicks: &[Kick], up: BTreeSet<String>) {
+        lock(&self.up).extend(up);
         let (mut recent, now, clock) = (lock(&self.recent), Instant::now(), since_1970());
         for kick in kicks {
             // One that is over meanwhile is not.
@@ -202,7 +204,7 @@ impl Desk {
         self.post.ask();
     }
 
-    /// A timer is due: somebody may have to be asked again.
+    /// A timer is due, or may be lost: somebody may have to be asked again.
     pub fn timer(&self) {
         self.post.ask();
     }
@@ -221,7 +223,7 @@ impl Desk {
     pub fn run(&self, host: &Host) {
         while let Some(duty) = self.post.next() {
             let done = match duty {
-                Duty::Ask => self.inquiry.ask(host, ASK_KICKS),
+                Duty::Ask => self.inquiry.ask(host, ASK_KICKS, || !self.post.has_ended()),
                 Duty::Answer(node) => self.answer(host, &node),
             };
             done.unwrap_or_else(|error| tracing::warn!("kicks of other nodes: {error}"));
@@ -339,8 +341,9 @@ mod tests {
     #[test]
     fn what_the_build_before_knew_is_known_with_its_age() {
         let desk = Desk::default();
-        desk.inherit(&[kick(1, 5), kick(2, 1)]);
-        let carried = desk.carried();
+        desk.inherit(&[kick(1, 5), kick(2, 1)], BTreeSet::from(["b".into()]));
+        let (carried, up) = desk.carried();
+        assert_eq!(up, BTreeSet::from(["b".into()]), "so a kick is said to it at once");
         assert_eq!(
             carried.iter().map(|kick| (kick.id, kick.age_ms / 1000)).collect::<Vec<_>>(),
             [(1, 5), (2, 1)]

@@ -124,7 +124,7 @@ impl Service for WebSocket {
         self.common.set(common).map_err(|_| Error::internal("state was imported twice"))?;
         *lock(&self.inherited) = estate.loops;
         *lock(&self.strays) = estate.strays;
-        self.kicks.inherit(&estate.kicks);
+        self.kicks.inherit(&estate.kicks, estate.up);
         Ok(())
     }
 
@@ -132,7 +132,6 @@ impl Service for WebSocket {
         self.host.subscribe(SERVICE_CHANGED)?;
         self.host.subscribe(REVOKED)?;
         self.kicks.listen(&self.host)?;
-        self.figures.store(self.host.after(METRICS)?, Ordering::Relaxed);
         self.open()
     }
 
@@ -142,6 +141,7 @@ impl Service for WebSocket {
             self.open()?;
             return self.main(stop);
         };
+        self.set_timers()?;
         let (visitors, visited) = http::visitors();
         let mut inherited = std::mem::take(&mut *lock(&self.inherited));
         inherited.resize_with(self.settings.threads, Inheritance::default);
@@ -307,6 +307,18 @@ impl WebSocket {
         let doors = Doors::open(self.settings.threads)?;
         *lock(&self.waking) = doors.waking();
         *lock(&self.opened) = Some((self.host.listen(self.settings.address)?, doors));
+        Ok(())
+    }
+
+    /// Sets anew what goes on by timers. Each time that `main` runs: while it waited for that, or with the generation
+    /// before, those that were due may have been lost.
+    fn set_timers(&self) -> Result<()> {
+        let before = self.figures.swap(self.host.after(METRICS)?, Ordering::Relaxed);
+        if before != 0 {
+            // It may be due already: then nobody knows it.
+            let _ = self.host.cancel(before);
+        }
+        self.kicks.timer();
         Ok(())
     }
 
