@@ -504,11 +504,14 @@ impl<P: Protocol> Loop<P> {
         sockets.into_iter().for_each(|(socket, address)| self.add(socket, address));
     }
 
-    /// Gives a connection its note. It may have been paused before.
+    /// Gives a connection its note, and reads on where that has ended its pause. All others are read when their
+    /// sockets say so: a note for all is not to cost a read of each.
     fn note(&mut self, cid: Cid, note: &P::Note, buffer: &mut [u8]) {
+        let was_paused = |connection: &mut Connection<P::Peer>| connection.next == Next::Pause;
+        let was_paused = self.connections.get_mut(cid).is_some_and(was_paused);
         self.act(cid, |protocol, link| protocol.noted(link, note));
         let Some(connection) = self.connections.get_mut(cid) else { return };
-        if connection.next == Next::Read && !connection.again {
+        if was_paused && connection.next == Next::Read && !connection.again {
             self.go_on(cid, buffer);
         }
     }

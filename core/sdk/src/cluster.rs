@@ -113,12 +113,14 @@ impl Inquiry {
         token == self.timer.load(Ordering::Relaxed)
     }
 
-    /// Asks who is to be asked now, by telling `event`: a [`Question`] as JSON. It may wait up to 2 s for
-    /// room, as [`Host::tell`]. On one thread at a time.
-    pub fn ask(&self, host: &Host, event: &str) -> Result<()> {
+    /// Asks who is to be asked now, by telling `event`: a [`Question`] as JSON. For each of them it may wait up to 2 s
+    /// for room, as [`Host::tell`]; so it looks each time whether it still `goes_on`, and leaves the rest for the next
+    /// time that they are due. On one thread at a time. A timer that is lost, since nobody takes events for long, is
+    /// set anew by asking once more.
+    pub fn ask(&self, host: &Host, event: &str, goes_on: impl Fn() -> bool) -> Result<()> {
         let due = self.asks().due(Instant::now());
         let question = serde_json::to_vec(&Question { node: host.node()? })?;
-        for node in due {
+        for node in due.into_iter().take_while(|_| goes_on()) {
             match host.tell(&node, event, &question) {
                 Ok(()) => {}
                 // There is no room for what the others are asked either: it is waited for once.

@@ -2,13 +2,14 @@
 //! node could not hear it is asked for. It does not matter in which order that is learned: of each user the latest
 //! counts.
 
-use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use zephserver_plugin::cluster::{answer, parts};
 use zephserver_plugin::contract::event::Ask;
 use zephserver_plugin::contract::session::{ASK_REVOCATIONS, REVOCATIONS, Revocations as Told, Revoked};
 use zephserver_plugin::{Result, tracing};
 
+use crate::file::{Due, PAUSE};
 use crate::revocations::by_own_clock;
 use crate::{LONGEST_ID, Session, lock, now};
 
@@ -39,13 +40,15 @@ impl Session {
             self.inquiry.heard(&node, last);
         }
         let is_later = fresh && by_own_clock(&mut revoked, now());
-        let keeping = lock(&self.keeping);
+        let mut keeping = lock(&self.keeping);
         let (new, forgotten) = lock(&self.revocations).merge(revoked, now());
         forgotten.iter().for_each(crate::forgotten);
-        // Kept with the last part: all of it is written each time.
-        let is_owed = self.owed.load(Ordering::Relaxed) || !new.is_empty();
-        self.owed.store(is_owed && !last, Ordering::Relaxed);
-        let kept = if is_owed && last { self.keep() } else { Ok(()) };
+        // All of it is written each time: with each word this would fall behind where many are said at once.
+        let kept = match keeping.owe(!new.is_empty(), Instant::now()) {
+            Due::Nothing => Ok(()),
+            Due::Later => self.host.after(PAUSE).map(drop),
+            Due::Now => self.keep(&mut keeping),
+        };
         drop(keeping);
         for one in &new {
             tracing::info!("the sessions of user {:?} are revoked, by the word of node {node}", one.user);

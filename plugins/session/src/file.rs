@@ -1,12 +1,50 @@
-//! Revocations in a file: what a server that starts anew begins with.
+//! Revocations in a file: what a server that starts anew begins with, and when it is written.
 
 use std::fs::{File, OpenOptions, remove_file, rename};
 use std::io::{ErrorKind, Result as IoResult, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use zephserver_plugin::contract::session::Revoked;
 use zephserver_plugin::{Error, Result};
+
+/// What other nodes say is kept after this time: together with all that comes until then.
+pub const PAUSE: Duration = Duration::from_millis(200);
+
+/// Since when something is to be kept.
+#[derive(Debug, Default)]
+pub struct Owed(Option<Instant>);
+
+/// When something is to be kept.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Nothing is, or a timer is set for it.
+    Nothing,
+    /// After [`PAUSE`]: a timer is to be set.
+    Later,
+    /// The timer is late, or lost.
+    Now,
+}
+
+impl Owed {
+    /// A word has come. `is_new`: something in it is to be kept.
+    pub fn owe(&mut self, is_new: bool, now: Instant) -> Due {
+        match self.0 {
+            Some(since) if now.saturating_duration_since(since) >= PAUSE => Due::Now,
+            None if is_new => {
+                self.0 = Some(now);
+                Due::Later
+            }
+            Some(_) | None => Due::Nothing,
+        }
+    }
+
+    /// It is kept now. False: nothing was to be.
+    pub fn take(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+}
 
 /// What a file keeps; nothing where it does not exist yet.
 pub fn read(file: &Path) -> Result<Vec<Revoked>> {
@@ -56,6 +94,18 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn what_comes_at_once_is_kept_at_once_and_late_by_no_more_than_a_pause() {
+        let (mut owed, start) = (Owed::default(), Instant::now());
+        assert_eq!(owed.owe(false, start), Due::Nothing, "nothing new");
+        assert_eq!(owed.owe(true, start), Due::Later);
+        let soon = start + PAUSE / 2;
+        assert_eq!((owed.owe(true, soon), owed.owe(false, soon)), (Due::Nothing, Due::Nothing));
+        assert_eq!(owed.owe(false, start + PAUSE), Due::Now, "the timer has not come");
+        assert!(owed.take() && !owed.take());
+        assert_eq!(owed.owe(true, start + PAUSE), Due::Later, "it is owed anew");
+    }
 
     #[test]
     fn a_file_is_replaced_as_a_whole_and_read_by_its_owner_only() {

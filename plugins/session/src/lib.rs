@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use file::Owed;
 use revocations::{MOST, Revocations};
 use token::Tokens;
 use zephserver_plugin::cluster::Inquiry;
@@ -37,15 +38,13 @@ struct Session {
     /// Seconds for which a revocation counts.
     kept: u64,
     revocations: Mutex<Revocations>,
-    /// Held from a change of the revocations until it is kept, so that what is kept is the newest.
-    keeping: Mutex<()>,
+    /// Held from a change of the revocations until it is kept or noted as owed, so that what is kept is the newest.
+    keeping: Mutex<Owed>,
     file: Option<PathBuf>,
     /// It began with what another instance left.
     inherited: AtomicBool,
     /// Which nodes have not said yet what they know.
     inquiry: Inquiry,
-    /// Parts of an answer are not kept yet.
-    owed: AtomicBool,
     /// Something of another node that cannot be read was mentioned.
     unreadable: OnceLock<()>,
 }
@@ -104,7 +103,6 @@ impl Service for Session {
             file: file.filter(|file| !file.as_os_str().is_empty()),
             inherited: AtomicBool::new(false),
             inquiry: Inquiry::default(),
-            owed: AtomicBool::new(false),
             unreadable: OnceLock::new(),
         })
     }
@@ -148,16 +146,15 @@ impl Service for Session {
     fn event(&self, event: Event<'_>) -> Result<()> {
         match event {
             Event::Timer { token } if self.inquiry.is_timer(token) => {
-                self.inquiry.ask(&self.host, ASK_REVOCATIONS)
+                self.inquiry.ask(&self.host, ASK_REVOCATIONS, || true)
             }
             Event::Timer { .. } => {
-                let _keeping = lock(&self.keeping);
                 // In the file as well: it may be named since the instance before.
-                self.keep()
+                self.keep(&mut lock(&self.keeping))
             }
             Event::Node { name, change } => {
                 self.inquiry.node(name, change);
-                self.inquiry.ask(&self.host, ASK_REVOCATIONS)
+                self.inquiry.ask(&self.host, ASK_REVOCATIONS, || true)
             }
             Event::Said { name: REVOCATIONS, payload } => self.heard(payload),
             Event::Said { name: ASK_REVOCATIONS, payload } => self.asked(payload),
@@ -165,7 +162,13 @@ impl Service for Session {
         }
     }
 
+    fn disable(&self) {
+        self.write_owed();
+    }
+
     fn export_state(&self) -> Result<State> {
+        // Later the file is the next generation's.
+        self.write_owed();
         Ok(State::bytes(self.encoded()?))
     }
 
@@ -199,11 +202,11 @@ impl Session {
                 "the id of a user to be revoked has 1 to {LONGEST_ID} bytes"
             )));
         }
-        let keeping = lock(&self.keeping);
+        let mut keeping = lock(&self.keeping);
         let (revoked, forgotten) = lock(&self.revocations).revoke(user, now());
         tracing::info!("the sessions of user {user:?} are revoked");
         forgotten.iter().for_each(self::forgotten);
-        let kept = self.keep();
+        let kept = self.keep(&mut keeping);
         drop(keeping);
         self.tell_edges(&revoked)?;
         let said = self.say(vec![revoked.clone()], true).map_err(|error| {
@@ -220,10 +223,25 @@ impl Session {
     }
 
     /// For whoever comes after this instance, after a crash and after a start of the server.
-    fn keep(&self) -> Result<()> {
+    fn keep(&self, owed: &mut Owed) -> Result<()> {
         let bytes = self.encoded()?;
         let left = self.host.checkpoint(&bytes);
-        self.file.as_ref().map_or(Ok(()), |file| file::write(file, &bytes)).and(left)
+        owed.take();
+        self.write(&bytes).and(left)
+    }
+
+    /// What is owed to the file and cannot wait any more.
+    fn write_owed(&self) {
+        let mut owed = lock(&self.keeping);
+        if owed.take()
+            && let Err(error) = self.encoded().and_then(|bytes| self.write(&bytes))
+        {
+            tracing::error!("{error}");
+        }
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<()> {
+        self.file.as_ref().map_or(Ok(()), |file| file::write(file, bytes))
     }
 
     fn encoded(&self) -> Result<Vec<u8>> {

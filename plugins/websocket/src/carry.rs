@@ -2,7 +2,7 @@
 //! bytes, in the order of the connections. What came to it later may be absent, and builds that do not know it pass
 //! over it: so one can go back to them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use serde::de::DeserializeOwned;
@@ -12,8 +12,8 @@ use zeph_edge::{Carried, CarriedPeers, Cid, Loop, Peers};
 use zephserver_plugin::contract::peer::Kick;
 use zephserver_plugin::{Error, Imported, Result, State};
 
+use crate::asked::{Asked, Questions};
 use crate::crew::Part;
-use crate::dispatch::{Asked, Questions};
 use crate::inbox::{Inbox, Letters, asker};
 use crate::peer::{Peer, Tokens};
 use crate::sockets::Sockets;
@@ -31,6 +31,9 @@ struct Whole {
     loops: Vec<ByteBuf>,
     #[serde(default)]
     kicks: Vec<Kick>,
+    /// Other nodes that are up.
+    #[serde(default)]
+    up: BTreeSet<String>,
 }
 
 #[derive(Serialize)]
@@ -68,6 +71,8 @@ pub struct Estate {
     pub tokens: Tokens,
     /// Those of the last minutes.
     pub kicks: Vec<Kick>,
+    /// Other nodes that are up.
+    pub up: BTreeSet<String>,
     /// One for each loop.
     pub loops: Vec<Inheritance>,
     /// Questions whose cookie names another loop than the one that has them: there were as many loops before.
@@ -85,9 +90,11 @@ pub fn part(one: &mut Loop<Sockets>, inbox: &Inbox, loops: usize) -> Result<Part
             CARRIED / MIB
         )));
     }
-    let letters = inbox.letters();
+    let mut letters = inbox.letters();
     let (bytes, sockets) = one.carried(|connections, protocol| {
         let (asked, next_cookie) = protocol.dispatch.questions();
+        // What open questions are to hear of is carried once for all of them.
+        letters.revoked.extend(protocol.dispatch.revoked_lately());
         let questions = Under { asked, next_cookie: Some(next_cookie) };
         encode(&Leaving { connections, questions, letters })
     });
@@ -95,10 +102,15 @@ pub fn part(one: &mut Loop<Sockets>, inbox: &Inbox, loops: usize) -> Result<Part
 }
 
 /// All that an edge leaves.
-pub fn whole(peers: &Peers, tokens: Tokens, kicks: Vec<Kick>, parts: Vec<Part>) -> Result<State> {
+pub fn whole(
+    peers: &Peers,
+    tokens: Tokens,
+    (kicks, up): (Vec<Kick>, BTreeSet<String>),
+    parts: Vec<Part>,
+) -> Result<State> {
     let (loops, sockets): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
     let loops = loops.into_iter().map(ByteBuf::from).collect();
-    let mut state = State::bytes(encode(&Whole { peers: peers.carried(), tokens, loops, kicks })?);
+    let mut state = State::bytes(encode(&Whole { peers: peers.carried(), tokens, loops, kicks, up })?);
     for socket in sockets.iter().flatten() {
         state.push_fd(socket);
     }
@@ -107,7 +119,7 @@ pub fn whole(peers: &Peers, tokens: Tokens, kicks: Vec<Kick>, parts: Vec<Part>) 
 
 /// Takes over what an edge has left, for so many loops.
 pub fn estate(state: Imported<'_>, loops: usize) -> Result<Estate> {
-    let Whole { peers, tokens, loops: parts, kicks } = decode(state.bytes)?;
+    let Whole { peers, tokens, loops: parts, kicks, up } = decode(state.bytes)?;
     let mut estate: Vec<Inheritance> = (0..loops).map(|_| Inheritance::default()).collect();
     let mut cids: Vec<Cid> = Vec::with_capacity(state.fds());
     let mut strays = HashMap::new();
@@ -132,7 +144,7 @@ pub fn estate(state: Imported<'_>, loops: usize) -> Result<Estate> {
         let text = format!("{} connections, but {} sockets were handed over", cids.len(), state.fds());
         return Err(Error::internal(text));
     }
-    Ok(Estate { peers: Peers::restored(&peers, cids.into_iter()), tokens, kicks, loops: estate, strays })
+    Ok(Estate { peers: Peers::restored(&peers, cids.into_iter()), tokens, kicks, up, loops: estate, strays })
 }
 
 fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
@@ -141,4 +153,29 @@ fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     rmp_serde::from_slice(bytes).map_err(|error| Error::invalid(format!("state of an edge: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What every build reads and writes.
+    #[derive(Serialize, Deserialize)]
+    struct First {
+        peers: CarriedPeers,
+        tokens: Tokens,
+        loops: Vec<ByteBuf>,
+    }
+
+    #[test]
+    fn what_came_later_may_be_absent_and_is_passed_over() {
+        let (peers, tokens, loops) = (Peers::default().carried(), Tokens::default(), Vec::new());
+        let first = encode(&First { peers, tokens, loops }).unwrap();
+        let Whole { peers, tokens, loops, kicks, up } = decode(&first).unwrap();
+        assert!(kicks.is_empty() && up.is_empty());
+        let up = BTreeSet::from(["b".to_string()]);
+        let whole = encode(&Whole { peers, tokens, loops, kicks, up: up.clone() }).unwrap();
+        assert_eq!(decode::<Whole>(&whole).unwrap().up, up);
+        assert!(decode::<First>(&whole).is_ok());
+    }
 }

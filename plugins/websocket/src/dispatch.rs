@@ -7,18 +7,18 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use zeph_edge::{Cid, Link, Outbox, To};
 use zephserver_plugin::contract::request::{ROUTE, Request, answers};
 use zephserver_plugin::contract::room::{JOIN, Join, LEAVE, Leave};
-use zephserver_plugin::contract::session::{GET_USER_SESSION, GetUserSession, Identity, Revoked, User};
+use zephserver_plugin::contract::session::{GET_USER_SESSION, GetUserSession, Identity, User};
 use zephserver_plugin::{Error, Handle, Result, tracing};
 
+use crate::asked::{Asked, Questions};
 use crate::inbox::{Answer, Inbox, Letters, asker, first_cookie};
-use crate::kicks::Closing;
+use crate::kicks::Closings;
 use crate::message::{self, Kind, Message};
 use crate::peer::{Open, Peer, Tokens, close, send_error};
-use crate::revoked::{Revocations, revoked};
+use crate::revoked::{Lately, Revocations, revoked};
 use crate::settings::Settings;
 use crate::verbs::{Errand, kicked};
 
@@ -37,65 +37,17 @@ pub struct Services {
     pub own: (String, u32),
 }
 
-/// A question that is under way.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum Asked {
-    /// Who says this hello?
-    Hello {
-        cid: Cid,
-        room: String,
-        id: Option<String>,
-        token: u64,
-        /// What was revoked meanwhile.
-        #[serde(flatten)]
-        revoked: Revocations,
-    },
-    /// Who sent this message, before it is looked at?
-    Again {
-        cid: Cid,
-        text: String,
-        token: u64,
-        #[serde(flatten)]
-        revoked: Revocations,
-    },
-    /// The answer of a task?
-    Task { cid: Cid, task: String, json: String, id: Option<String> },
-}
-
-impl Asked {
-    /// The peer that waits for it.
-    fn cid(&self) -> Cid {
-        match self {
-            Self::Hello { cid, .. } | Self::Again { cid, .. } | Self::Task { cid, .. } => *cid,
-        }
-    }
-}
-
 /// What other threads have for a peer.
 pub enum Note {
     /// The answer to a question.
     Answer(Asked, Answer),
     /// The room service has forgotten it.
     Announce,
-    /// Sessions of a user were revoked.
-    Revoked(Revoked),
-    /// The operator of another node wants them closed.
-    Closing(Closing),
+    /// Sessions of these users were revoked.
+    Revoked(Revocations),
+    /// The operators of other nodes want them closed.
+    Closing(Closings),
     Errand(Errand),
-}
-
-/// The questions of one loop, as they are carried into the next generation.
-#[derive(Default, Serialize, Deserialize)]
-pub struct Questions {
-    asked: HashMap<u64, Asked>,
-    next_cookie: Option<u64>,
-}
-
-impl Questions {
-    /// Their numbers.
-    pub fn cookies(&self) -> impl Iterator<Item = u64> {
-        self.asked.keys().copied()
-    }
 }
 
 /// The questions of one loop.
@@ -106,6 +58,7 @@ pub struct Dispatch {
     tokens: Tokens,
     asked: HashMap<u64, Asked>,
     next_cookie: u64,
+    lately: Lately,
     /// The room service did not take one of its peers back.
     is_room_lost: bool,
     /// Used again and again.
@@ -132,6 +85,7 @@ impl Dispatch {
             tokens,
             asked: questions.into_iter().flat_map(|questions| questions.asked).collect(),
             next_cookie: next_cookie.unwrap_or_else(|| first_cookie(number, random)),
+            lately: Lately::default(),
             is_room_lost: false,
             payload: Vec::new(),
             reply: Vec::new(),
@@ -141,6 +95,15 @@ impl Dispatch {
     /// The questions that are under way, to be carried.
     pub fn questions(&self) -> (&HashMap<u64, Asked>, u64) {
         (&self.asked, self.next_cookie)
+    }
+
+    /// What was revoked since the oldest of them was asked.
+    pub fn revoked_lately(&self) -> Revocations {
+        self.lately.since(self.oldest())
+    }
+
+    fn oldest(&self) -> Option<u64> {
+        self.asked.values().filter_map(Asked::noted).min()
     }
 
     /// One message of a peer.
@@ -154,7 +117,7 @@ impl Dispatch {
                 let token = message.session_id.map_or(0, |token| self.tokens.hash(token));
                 let id = message.id.map(str::to_string);
                 let (cid, room, revoked) = (link.cid, room.clone(), Revocations::default());
-                let asked = Asked::Hello { cid, room, id, token, revoked };
+                let asked = Asked::Hello { cid, room, id, token, noted: self.lately.heard(), revoked };
                 self.ask_session(link, &message, asked);
             }
             Ok(Kind::Task { ref name, ref json, data }) => {
@@ -167,7 +130,7 @@ impl Dispatch {
                     && token != open.token
                 {
                     let (cid, text, revoked) = (link.cid, text.into(), Revocations::default());
-                    let asked = Asked::Again { cid, text, token, revoked };
+                    let asked = Asked::Again { cid, text, token, noted: self.lately.heard(), revoked };
                     return self.ask_session(link, &message, asked);
                 }
                 self.task(link, &message, (name, json), data);
@@ -254,16 +217,16 @@ impl Dispatch {
         }
         let Peer::Open(open) = &mut *link.peer else { return };
         match asked {
-            Asked::Hello { room, id, token, revoked, .. } => {
-                if let Err(error) = self.join(link, room, (answer, revoked), *token) {
+            Asked::Hello { room, id, token, noted, revoked, .. } => {
+                if let Err(error) = self.join(link, room, answer, (*noted, revoked), *token) {
                     send_error(link.outbox, &error, None, id.as_deref());
                 }
             }
-            Asked::Again { text, token, revoked, .. } => {
+            Asked::Again { text, token, noted, revoked, .. } => {
                 let message = Message::read(text);
                 let Ok(Kind::Task { ref name, ref json, data }) = message.kind else { return };
                 let room = open.joined.as_ref().map(|joined| joined.room.to_string()).unwrap_or_default();
-                match self.join(link, &room, (answer, revoked), *token) {
+                match self.join(link, &room, answer, (*noted, revoked), *token) {
                     Ok(()) => self.task(link, &message, (name, json), data),
                     Err(error) => send_error(link.outbox, &error, Some(name), message.id),
                 }
@@ -284,7 +247,8 @@ impl Dispatch {
         &self,
         link: &mut Link<'_, Peer>,
         room: &str,
-        (answer, revoked): (&Answer, &Revocations),
+        answer: &Answer,
+        (noted, revoked): (u64, &Revocations),
         token: u64,
     ) -> Result<()> {
         let answer = answer.as_ref().map_err(Error::clone)?;
@@ -293,6 +257,7 @@ impl Dispatch {
         })?;
         let Peer::Open(open) = &mut *link.peer else { return Ok(()) };
         revoked.check(identity.as_ref())?;
+        self.lately.check(identity.as_ref(), noted)?;
         self.send_join(link.cid, room, identity.as_ref().map(|identity| &identity.user), None)?;
         open.join(room, identity, token);
         if let Some(remaining) = open.remaining() {
@@ -335,20 +300,18 @@ impl Dispatch {
             self.is_room_lost = false;
             notes.push((To::All, Note::Announce));
         }
-        for one in revoked.0 {
-            for asked in self.asked.values_mut() {
-                if let Asked::Hello { revoked, .. } | Asked::Again { revoked, .. } = asked {
-                    revoked.0.push(one.clone());
-                }
-            }
-            notes.push((To::All, Note::Revoked(one)));
+        if !revoked.is_empty() {
+            self.lately.add(&revoked, self.oldest());
+            notes.push((To::All, Note::Revoked(revoked)));
         }
         for (cookie, answer) in answers {
             if let Some(asked) = self.asked.remove(&cookie) {
                 notes.push((To::One(asked.cid()), Note::Answer(asked, answer)));
             }
         }
-        notes.extend(closing.into_iter().map(|closing| (To::All, Note::Closing(closing))));
+        if !closing.is_empty() {
+            notes.push((To::All, Note::Closing(closing.into_iter().collect())));
+        }
         notes.extend(errands.into_iter().map(|errand| (To::All, Note::Errand(errand))));
         notes
     }
@@ -358,7 +321,7 @@ impl Dispatch {
         match note {
             Note::Answer(asked, answer) => self.answered(link, asked, answer),
             Note::Announce => self.announce(link),
-            Note::Revoked(one) => revoked(link, one),
+            Note::Revoked(all) => revoked(link, all),
             Note::Closing(closing) => kicked(link, closing),
             Note::Errand(errand) => errand.run(link),
         }

@@ -69,7 +69,7 @@ impl Inbox {
         let mut inner = self.lock();
         inner.answers.extend(letters.answers);
         inner.announce |= letters.announce;
-        inner.revoked.0.extend(letters.revoked.0);
+        inner.revoked.extend(letters.revoked);
         inner.closing.extend(letters.closing);
     }
 
@@ -82,7 +82,7 @@ impl Inbox {
     }
 
     pub fn revoke(&self, revoked: Revoked) {
-        self.lock().revoked.0.push(revoked);
+        self.lock().revoked.add(revoked);
     }
 
     pub fn close(&self, closing: &[Closing]) {

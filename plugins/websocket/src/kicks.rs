@@ -3,14 +3,14 @@
 //! A kick is said to all nodes, and kept for a while: a node that was away asks for those of the meantime. Each is
 //! done once on every node, since whoever was closed may be back.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use zephserver_plugin::cluster::{Inquiry, answer, parts};
 use zephserver_plugin::contract::event::{Ask, CLOCKS_DIFFER, NodeChange};
-use zephserver_plugin::contract::peer::{ASK_KICKS, KICKS, Kick, Kicked, Kicks};
+use zephserver_plugin::contract::peer::{ASK_KICKS, Cid, KICKS, Kick, Kicked, Kicks};
 use zephserver_plugin::{Host, Result, tracing};
 
 use crate::peer::since_1970;
@@ -28,6 +28,35 @@ pub struct Closing {
     pub who: Kicked,
     /// Seconds since 1970: who came later stays.
     pub before: u64,
+}
+
+/// Of each of them the latest, so that one look at each peer is enough for however many.
+#[derive(Debug, Default)]
+pub struct Closings {
+    cids: HashMap<Cid, u64>,
+    users: HashMap<String, u64>,
+}
+
+impl FromIterator<Closing> for Closings {
+    fn from_iter<I: IntoIterator<Item = Closing>>(all: I) -> Self {
+        let mut closings = Self::default();
+        for Closing { who, before } in all {
+            let known = match who {
+                Kicked::Cid(cid) => closings.cids.entry(cid).or_default(),
+                Kicked::User(id) => closings.users.entry(id).or_default(),
+            };
+            *known = before.max(*known);
+        }
+        closings
+    }
+}
+
+impl Closings {
+    /// True for a peer that is among them, and was here then.
+    pub fn mean(&self, cid: Cid, user: Option<&str>, since: u64) -> bool {
+        let user = user.and_then(|user| self.users.get(user));
+        self.cids.get(&cid).into_iter().chain(user).any(|before| since <= *before)
+    }
 }
 
 /// How long ago a kick was, at least: its word may have been on its way for long.
@@ -101,13 +130,15 @@ impl Desk {
         Ok(())
     }
 
-    /// Kicks that are to be known to the next generation: it would do them again, and others could not ask for them.
-    pub fn carried(&self) -> Vec<Kick> {
-        lock(&self.recent).list(Instant::now())
+    /// What is to be known to the next generation: kicks, since it would do them again, and others could not ask for
+    /// them; and who is up, since it may be asked to kick before it is told that.
+    pub fn carried(&self) -> (Vec<Kick>, BTreeSet<String>) {
+        (lock(&self.recent).list(Instant::now()), lock(&self.up).clone())
     }
 
-    /// Those that the generation before knew.
-    pub fn inherit(&self, kicks: &[Kick]) {
+    /// What the generation before knew. Who goes meanwhile is told to this one.
+    pub fn inherit(&self, kicks: &[Kick], up: BTreeSet<String>) {
+        lock(&self.up).extend(up);
         let (mut recent, now, clock) = (lock(&self.recent), Instant::now(), since_1970());
         for kick in kicks {
             // One that is over meanwhile is not.
@@ -173,7 +204,7 @@ impl Desk {
         self.post.ask();
     }
 
-    /// A timer is due: somebody may have to be asked again.
+    /// A timer is due, or may be lost: somebody may have to be asked again.
     pub fn timer(&self) {
         self.post.ask();
     }
@@ -192,7 +223,7 @@ impl Desk {
     pub fn run(&self, host: &Host) {
         while let Some(duty) = self.post.next() {
             let done = match duty {
-                Duty::Ask => self.inquiry.ask(host, ASK_KICKS),
+                Duty::Ask => self.inquiry.ask(host, ASK_KICKS, || !self.post.has_ended()),
                 Duty::Answer(node) => self.answer(host, &node),
             };
             done.unwrap_or_else(|error| tracing::warn!("kicks of other nodes: {error}"));
@@ -287,6 +318,16 @@ mod tests {
     }
 
     #[test]
+    fn of_many_at_once_the_latest_counts() {
+        let user = |before| Closing { who: Kicked::User("7".into()), before };
+        let all = [user(5), user(9), user(2), Closing { who: Kicked::Cid(1), before: 3 }];
+        let closings: Closings = all.into_iter().collect();
+        assert!(closings.mean(5, Some("7"), 9) && !closings.mean(5, Some("7"), 10));
+        assert!(closings.mean(1, Some("8"), 3) && !closings.mean(1, None, 4));
+        assert!(!closings.mean(5, None, 0), "somebody else");
+    }
+
+    #[test]
     fn the_oldest_make_room() {
         let (mut recent, now) = (Recent::default(), now());
         for id in 0..MOST as u64 + 5 {
@@ -300,8 +341,9 @@ mod tests {
     #[test]
     fn what_the_build_before_knew_is_known_with_its_age() {
         let desk = Desk::default();
-        desk.inherit(&[kick(1, 5), kick(2, 1)]);
-        let carried = desk.carried();
+        desk.inherit(&[kick(1, 5), kick(2, 1)], BTreeSet::from(["b".into()]));
+        let (carried, up) = desk.carried();
+        assert_eq!(up, BTreeSet::from(["b".into()]), "so a kick is said to it at once");
         assert_eq!(
             carried.iter().map(|kick| (kick.id, kick.age_ms / 1000)).collect::<Vec<_>>(),
             [(1, 5), (2, 1)]

@@ -1,6 +1,6 @@
 //! WebSocket clients: bytes to frames and back. Each file answers one question: [`handshake`] who may
 //! come in, [`codec`] what is a frame, [`message`] what is in it ([`scan`] reads its JSON), [`peer`] what is kept of a connection,
-//! [`sockets`] what its bytes mean, [`dispatch`] what a message means, [`http`] what else is served here,
+//! [`sockets`] what its bytes mean, [`dispatch`] what a message means, [`asked`] who waits for an answer, [`http`] what else is served here,
 //! [`crew`] how the loops keep together, [`carry`] what passes to the next generation, [`verbs`] what
 //! operators can do, [`kicks`] what those of other nodes did, [`post`] who tells those nodes, and [`revoked`] whose
 //! sessions ended.
@@ -12,6 +12,7 @@ mod handshake;
 mod message;
 mod scan;
 
+mod asked;
 mod carry;
 mod crew;
 mod dispatch;
@@ -123,7 +124,7 @@ impl Service for WebSocket {
         self.common.set(common).map_err(|_| Error::internal("state was imported twice"))?;
         *lock(&self.inherited) = estate.loops;
         *lock(&self.strays) = estate.strays;
-        self.kicks.inherit(&estate.kicks);
+        self.kicks.inherit(&estate.kicks, estate.up);
         Ok(())
     }
 
@@ -131,7 +132,6 @@ impl Service for WebSocket {
         self.host.subscribe(SERVICE_CHANGED)?;
         self.host.subscribe(REVOKED)?;
         self.kicks.listen(&self.host)?;
-        self.figures.store(self.host.after(METRICS)?, Ordering::Relaxed);
         self.open()
     }
 
@@ -141,6 +141,7 @@ impl Service for WebSocket {
             self.open()?;
             return self.main(stop);
         };
+        self.set_timers()?;
         let (visitors, visited) = http::visitors();
         let mut inherited = std::mem::take(&mut *lock(&self.inherited));
         inherited.resize_with(self.settings.threads, Inheritance::default);
@@ -306,6 +307,18 @@ impl WebSocket {
         let doors = Doors::open(self.settings.threads)?;
         *lock(&self.waking) = doors.waking();
         *lock(&self.opened) = Some((self.host.listen(self.settings.address)?, doors));
+        Ok(())
+    }
+
+    /// Sets anew what goes on by timers. Each time that `main` runs: while it waited for that, or with the generation
+    /// before, those that were due may have been lost.
+    fn set_timers(&self) -> Result<()> {
+        let before = self.figures.swap(self.host.after(METRICS)?, Ordering::Relaxed);
+        if before != 0 {
+            // It may be due already: then nobody knows it.
+            let _ = self.host.cancel(before);
+        }
+        self.kicks.timer();
         Ok(())
     }
 

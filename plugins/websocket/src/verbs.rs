@@ -12,7 +12,7 @@ use zephserver_plugin::contract::peer::{Cid, Digits, Kicked};
 use zephserver_plugin::contract::session::User;
 use zephserver_plugin::{Error, Result};
 
-use crate::kicks::{Closing, LONGEST_ID};
+use crate::kicks::{Closings, LONGEST_ID};
 use crate::peer::{Open, Peer, close};
 
 /// How long the loops may take.
@@ -88,10 +88,10 @@ fn kick(link: &mut Link<'_, Peer>) {
     close(link, KICKED, "closed by the operator");
 }
 
-/// The operator of another node wants a peer closed, if it is this one, and was here then.
-pub fn kicked(link: &mut Link<'_, Peer>, closing: &Closing) {
+/// The operators of other nodes want peers closed: perhaps this one.
+pub fn kicked(link: &mut Link<'_, Peer>, closings: &Closings) {
     let Peer::Open(open) = &*link.peer else { return };
-    if open.since <= closing.before && is(&closing.who, link.cid, open) {
+    if closings.mean(link.cid, open.user().map(|user| &*user.id), open.since) {
         kick(link);
     }
 }
