@@ -92,8 +92,19 @@ impl Node {
         for seen in self.members.seen() {
             match seen {
                 Seen::Up(identity) => self.came_up(identity, now),
-                Seen::Down(identity) => self.went_down(&identity, now),
+                Seen::Down(identity) => {
+                    self.went_down(&identity, now);
+                    self.succeed(&identity.node, now);
+                }
             }
+        }
+    }
+
+    /// A node is down: a life of it at another address takes its place, which was not let in beside it.
+    fn succeed(&mut self, node: &str, now: Instant) {
+        let Some(peer) = self.peers.get(node).filter(|peer| !peer.is_up()) else { return };
+        if let Some(other) = self.members.other_life(&peer.identity) {
+            self.came_up(other, now);
         }
     }
 
@@ -117,10 +128,10 @@ impl Node {
                     self.news.push(News::Change(Change::Up(peer.name.clone())));
                 }
             }
-            // At one address membership knows who came last. Of another address this may be old news: whoever
-            // lives there greets.
-            Some(peer) if peer.identity.address != identity.address => {
-                if peer.is_up() && peer.identity.is_after(&identity) {
+            // At one address membership knows who came last. Of another address this may be old news: until the one
+            // that is up goes down, whoever lives there has to greet.
+            Some(peer) if peer.is_up() && peer.identity.address != identity.address => {
+                if peer.identity.is_after(&identity) {
                     tracing::warn!(
                         "cluster: the server at {} calls itself `{}`, as the one at {} does, which started later: it \
                          is heard when that one is down. If both are to run give one another name, [cluster] node",
