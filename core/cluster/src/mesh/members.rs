@@ -181,6 +181,13 @@ impl Members {
         self.foca.iter_members().map(Member::id).any(|id| id.boot == node.boot && id.node == node.node)
     }
 
+    /// Another life of a node that is a member, the latest of them.
+    pub fn other_life(&self, node: &Identity) -> Option<Identity> {
+        let members = self.foca.iter_members().map(Member::id);
+        let others = members.filter(|other| other.node == node.node && other.boot != node.boot);
+        others.max_by_key(|other| (other.turn, other.boot)).cloned()
+    }
+
     /// A datagram came. An error: it makes no sense, and changed nothing.
     pub fn datagram(&mut self, bytes: &[u8], now: Instant) -> Result<(), foca::Error> {
         let header: Result<foca::Header<Identity>, _> = PostcardCodec.decode_header(bytes);

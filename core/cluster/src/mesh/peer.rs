@@ -47,6 +47,13 @@ impl Peer {
         self.down_since.is_none()
     }
 
+    /// True for another life than the known ones, at another address. At one address membership knows who came last.
+    pub fn is_another(&self, life: &Identity) -> bool {
+        let is_known = |peer: &Self| peer.identity.boot == life.boot;
+        let is_known = is_known(self) || self.before.as_deref().is_some_and(is_known);
+        !is_known && self.identity.address != life.address
+    }
+
     /// Up to where it has everything; what it lacks is kept for it, while there is room. None: nothing is.
     pub fn holds_log(&self) -> Option<u64> {
         let before = self.before.as_ref().map(|before| before.outlet.acked());

@@ -52,8 +52,7 @@ impl Node {
             );
         }
         self.went_down(&before, now);
-        self.begin(from, now);
-        self.dial(now);
+        self.come(from, now);
     }
 
     /// Lets those in who have greeted and are up.
@@ -92,8 +91,19 @@ impl Node {
         for seen in self.members.seen() {
             match seen {
                 Seen::Up(identity) => self.came_up(identity, now),
-                Seen::Down(identity) => self.went_down(&identity, now),
+                Seen::Down(identity) => {
+                    self.went_down(&identity, now);
+                    self.succeed(&identity.node, now);
+                }
             }
+        }
+    }
+
+    /// A node is down: a life of it at another address may take its place, which was not let in beside it.
+    fn succeed(&mut self, node: &str, now: Instant) {
+        let Some(peer) = self.peers.get(node).filter(|peer| !peer.is_up()) else { return };
+        if let Some(other) = self.members.other_life(&peer.identity) {
+            self.came_up(other, now);
         }
     }
 
@@ -106,6 +116,27 @@ impl Node {
             );
             return;
         }
+        if let Some(peer) = self.peers.get(&*identity.node).filter(|peer| peer.is_another(&identity)) {
+            if peer.is_up() && peer.identity.is_after(&identity) {
+                tracing::warn!(
+                    "cluster: the server at {} calls itself `{}`, as the one at {} does, which started later: it is \
+                     heard when that one is down. If both are to run give one another name, [cluster] node",
+                    identity.address,
+                    identity.node,
+                    peer.identity.address
+                );
+            }
+            // This may be old news. Whoever lives there greets; unless all that is known of the other is hearsay, too:
+            // then both would wait for that, where both have moved.
+            if peer.is_up() || peer.inlet.is_some() {
+                return;
+            }
+        }
+        self.come(identity, now);
+    }
+
+    /// A node is up, in a life that is known or in another one.
+    fn come(&mut self, identity: Identity, now: Instant) {
         self.bring_back(&identity, now);
         match self.peers.get_mut(&*identity.node) {
             Some(peer) if identity.boot == peer.identity.boot => {
@@ -116,20 +147,6 @@ impl Node {
                 if was_down {
                     self.news.push(News::Change(Change::Up(peer.name.clone())));
                 }
-            }
-            // At one address membership knows who came last. Of another address this may be old news: whoever
-            // lives there greets.
-            Some(peer) if peer.identity.address != identity.address => {
-                if peer.is_up() && peer.identity.is_after(&identity) {
-                    tracing::warn!(
-                        "cluster: the server at {} calls itself `{}`, as the one at {} does, which started later: it \
-                         is heard when that one is down. If both are to run give one another name, [cluster] node",
-                        identity.address,
-                        identity.node,
-                        peer.identity.address
-                    );
-                }
-                return;
             }
             known => {
                 if let Some(before) = known {
