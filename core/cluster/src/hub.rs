@@ -151,7 +151,10 @@ impl Hub {
             queue.bytes += bytes;
             queue.news.push_back(one);
         }
-        if was_empty && !queue.news.is_empty() {
+        let is_filled = was_empty && !queue.news.is_empty();
+        // Whoever is woken finds the lock free.
+        drop(queue);
+        if is_filled {
             self.filled.notify_one();
         }
     }
