@@ -27,6 +27,8 @@ pub enum Over {
     NatsCore(String),
     /// JetStream alone: a stream in files, 200 acks under way.
     JetStream(String),
+    /// Sockets alone.
+    Plain,
 }
 
 /// Which node this is.
@@ -131,6 +133,7 @@ fn speaker(options: &NodeOptions, heard: &Heard) -> Result<Box<dyn Speaker>> {
             let mesh = MeshOptions { node: options.name.clone(), listen, seeds, keys: None, profile };
             Ok(Box::new(OfEngine::new(Box::new(Mesh::start(mesh)?), heard)))
         }
+        Over::Plain => super::plain::speaker(&options.seed, heard),
         #[cfg(feature = "nats")]
         Over::Nats(url) => {
             let options = zeph_cluster::nats::Options {

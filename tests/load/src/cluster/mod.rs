@@ -7,6 +7,7 @@ mod fleet;
 mod heard;
 #[cfg(feature = "nats")]
 mod nats;
+mod plain;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -93,23 +94,35 @@ fn measure_all(options: &Options) -> Result<(Vec<Figure>, Silent)> {
     Ok((all, silent))
 }
 
-/// From `say` to the handler of the slowest of four receivers, at a pace.
+/// From `say` to the handler of the slowest of four receivers, at a pace; plain sockets in the same rounds.
 fn latency(options: &Options, silent: &mut Silent) -> Result<Vec<Figure>> {
-    let (mut p50, mut p99) = (Vec::new(), Vec::new());
+    let (mut p50, mut p99, mut plain) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..options.rounds {
-        let mut fleet = Fleet::start(NODES, &Over::Mesh, "lan")?;
-        fleet.pace(PACED.0 / 10, PACED.1, SMALL)?;
-        fleet.take()?;
-        fleet.pace(PACED.0, PACED.1, SMALL)?;
-        let heard = fleet.collect(PACED.0)?;
-        silent.0 += heard.iter().map(|heard| heard.silent).sum::<u64>();
-        p50.push(heard.iter().map(|heard| heard.p50).fold(0.0, f64::max));
-        p99.push(heard.iter().map(|heard| heard.p99).fold(0.0, f64::max));
+        let mesh = paced(&Over::Mesh, silent)?;
+        p50.push(mesh.0);
+        p99.push(mesh.1);
+        plain.push(paced(&Over::Plain, &mut Silent::default())?.0);
     }
-    let figure = |name: &str, value, limit| {
-        Figure::plain(format!("mesh, {SMALL} B at {}/s: {name}", PACED.1), value, "ms", Some(limit))
+    let figure = |who: &str, name: &str, value, limit| {
+        Figure::plain(format!("{who}, {SMALL} B at {}/s: {name}", PACED.1), value, "ms", limit)
     };
-    Ok(vec![figure("p50", median(p50), 0.15), figure("p99", median(p99), 1.0)])
+    Ok(vec![
+        figure("mesh", "p50", median(p50), Some(0.15)),
+        figure("mesh", "p99", median(p99), Some(1.0)),
+        figure("plain sockets", "p50", median(plain), None),
+    ])
+}
+
+/// p50 and p99 of the slowest of four receivers.
+fn paced(over: &Over, silent: &mut Silent) -> Result<(f64, f64)> {
+    let mut fleet = Fleet::start(NODES, over, "lan")?;
+    fleet.pace(PACED.0 / 10, PACED.1, SMALL)?;
+    fleet.take()?;
+    fleet.pace(PACED.0, PACED.1, SMALL)?;
+    let heard = fleet.collect(PACED.0)?;
+    silent.0 += heard.iter().map(|heard| heard.silent).sum::<u64>();
+    let worst = |of: fn(&heard::Heard) -> f64| heard.iter().map(of).fold(0.0, f64::max);
+    Ok((worst(|heard| heard.p50), worst(|heard| heard.p99)))
 }
 
 /// One says as fast as it goes, four receive; NATS in the same rounds.

@@ -29,7 +29,7 @@ pub fn speaker(over: &Over, name: &str, heard: &Heard) -> Result<Box<dyn Speaker
             let context = runtime.block_on(stream(url, name, heard.clone()))?;
             Ok(Box::new(Stream { context, runtime, acks: VecDeque::new() }))
         }
-        Over::Mesh | Over::Nats(_) => Err("these are engines".into()),
+        Over::Mesh | Over::Nats(_) | Over::Plain => Err("these are not NATS alone".into()),
     }
 }
 
