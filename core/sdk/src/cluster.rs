@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use zeph_contract::event::{Ask as Question, NodeChange};
 
 use crate::{Code, Host, Result, tracing};
@@ -82,6 +83,8 @@ pub struct Inquiry {
     asks: Mutex<Asks>,
     /// The timer for who has not answered; 0: none.
     timer: AtomicU64,
+    /// Something that cannot be read was mentioned.
+    unreadable: OnceLock<()>,
 }
 
 impl Inquiry {
@@ -105,6 +108,14 @@ impl Inquiry {
             true => self.asks().forget(node),
             false => self.asks().hear(node, Instant::now()),
         }
+    }
+
+    /// What another node has said, as JSON. None where it cannot be read: the log says so once.
+    pub fn read<T: DeserializeOwned>(&self, event: &str, payload: &[u8]) -> Option<T> {
+        let mention = |error: &serde_json::Error| {
+            self.unreadable.get_or_init(|| tracing::warn!("{event} of another node cannot be read: {error}"));
+        };
+        serde_json::from_slice(payload).inspect_err(mention).ok()
     }
 
     /// True for the timer that says when somebody is to be asked again: [`Inquiry::ask`] is to follow. Who asks on

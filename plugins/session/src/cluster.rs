@@ -32,7 +32,8 @@ impl Session {
 
     /// Another node says what was revoked: what is new here counts here as well.
     pub fn heard(&self, payload: &[u8]) -> Result<()> {
-        let Some(Told { node, mut revoked, last, answers, fresh }) = self.read(REVOCATIONS, payload) else {
+        let Some(Told { node, mut revoked, last, answers, fresh }) = self.inquiry.read(REVOCATIONS, payload)
+        else {
             return Ok(());
         };
         revoked.retain(|one| !one.user.is_empty() && one.user.len() <= LONGEST_ID);
@@ -68,7 +69,7 @@ impl Session {
 
     /// Another node asks for the revocations that are known here.
     pub fn asked(&self, payload: &[u8]) -> Result<()> {
-        let Some(Ask { node }) = self.read(ASK_REVOCATIONS, payload) else { return Ok(()) };
+        let Some(Ask { node }) = self.inquiry.read(ASK_REVOCATIONS, payload) else { return Ok(()) };
         let parts = parts(lock(&self.revocations).current(now()), |one| 64 + one.user.len());
         let (own, count) = (self.host.node()?, parts.len());
         let part = |(part, revoked)| {
@@ -79,13 +80,5 @@ impl Session {
         };
         answer(&self.host, &node, REVOCATIONS, parts.into_iter().enumerate().map(part));
         Ok(())
-    }
-
-    fn read<T: serde::de::DeserializeOwned>(&self, event: &str, payload: &[u8]) -> Option<T> {
-        let read = serde_json::from_slice(payload);
-        let mention = |error: &serde_json::Error| {
-            self.unreadable.get_or_init(|| tracing::warn!("{event} of another node cannot be read: {error}"));
-        };
-        read.inspect_err(mention).ok()
     }
 }

@@ -9,7 +9,7 @@ mod token;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use file::Owed;
@@ -45,8 +45,6 @@ struct Session {
     inherited: AtomicBool,
     /// Which nodes have not said yet what they know.
     inquiry: Inquiry,
-    /// Something of another node that cannot be read was mentioned.
-    unreadable: OnceLock<()>,
 }
 
 impl Service for Session {
@@ -103,7 +101,6 @@ impl Service for Session {
             file: file.filter(|file| !file.as_os_str().is_empty()),
             inherited: AtomicBool::new(false),
             inquiry: Inquiry::default(),
-            unreadable: OnceLock::new(),
         })
     }
 

@@ -4,7 +4,7 @@
 //! done once on every node, since whoever was closed may be back.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -117,8 +117,6 @@ pub struct Desk {
     up: Mutex<BTreeSet<String>>,
     inquiry: Inquiry,
     post: Post,
-    /// Something that cannot be read was mentioned.
-    unreadable: OnceLock<()>,
 }
 
 impl Desk {
@@ -163,7 +161,9 @@ impl Desk {
 
     /// Another node says kicks: those that are new are to be done.
     pub fn heard(&self, payload: &[u8]) -> Vec<Closing> {
-        let Some(Kicks { node, kicks, last, answers }) = self.read(KICKS, payload) else { return Vec::new() };
+        let Some(Kicks { node, kicks, last, answers }) = self.inquiry.read(KICKS, payload) else {
+            return Vec::new();
+        };
         if answers {
             self.inquiry.heard(&node, last);
         }
@@ -188,7 +188,7 @@ impl Desk {
 
     /// Another node asks for the kicks that are known here: it is told by [`Desk::run`].
     pub fn asked(&self, payload: &[u8]) {
-        if let Some(Ask { node }) = self.read(ASK_KICKS, payload) {
+        if let Some(Ask { node }) = self.inquiry.read(ASK_KICKS, payload) {
             self.post.answer(node);
         }
     }
@@ -245,14 +245,6 @@ impl Desk {
         let parts = parts.into_iter().enumerate().map(part);
         answer(host, node, KICKS, parts.take_while(|_| !self.post.has_ended()));
         Ok(())
-    }
-
-    fn read<T: serde::de::DeserializeOwned>(&self, event: &str, payload: &[u8]) -> Option<T> {
-        let read = serde_json::from_slice(payload);
-        let mention = |error: &serde_json::Error| {
-            self.unreadable.get_or_init(|| tracing::warn!("{event} of another node cannot be read: {error}"));
-        };
-        read.inspect_err(mention).ok()
     }
 }
 

@@ -172,18 +172,21 @@ fn a_service_that_rests_is_told_afterwards_what_it_missed() {
 #[test]
 fn a_service_that_starts_slowly_has_no_silent_hole() {
     let mut a = relay("a", &[]);
-    let mut b = relay_with("b", &[&a], "starts_ms = 4000").launch();
+    // Longer than two events in turn are waited with.
+    let mut b = relay_with("b", &[&a], "starts_ms = 5000").launch();
+    b.wait_log("it has subscribed");
     wait_for_nodes(&mut a, 1);
     for _ in 0..10 {
         say(&a, 1);
     }
     b.wait_ready();
-    // Told or not: but not without a word.
+    // Told or not: but not without a word, and after that the node is up.
     b.wait("it is said", |b| {
         let heard = heard(b);
         let said = heard.iter().filter(|event| event["said"] == "numbers").count();
         (said == 20 || heard.contains(&json!({"node": "a", "change": "gap"}))).then_some(())
     });
+    assert_eq!(heard(&b)[0], json!({"node": "a", "change": "up"}));
 }
 
 #[test]
